@@ -1,0 +1,1 @@
+"""Inlay: parameter-efficient fine-tuning. See README.md."""

@@ -1,0 +1,309 @@
+"""Configs: what `adapter_config.json` says, checked once, here.
+
+A method's config is a dataclass deriving from `PeftConfig` (or `AdapterConfig`, for methods that sit in
+layers) and naming its type: `class LoraConfig(AdapterConfig, peft_type="LORA")`. Fields are checked in
+`__post_init__`; below that boundary nothing is checked again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from inlay.errors import ConfigError, InlayWarning, VersionError, did_you_mean
+
+Self = TypeVar("Self", bound="PeftConfig")
+
+FILE_FORMAT = "0.21.2"  # the peft release whose files ours are interchangeable with; written as `peft_version`
+
+
+class TaskType(str, enum.Enum):
+    """What the model is for; decides the view's class and which head is trained along."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+class _PeftTypes(type):
+    """`PeftType.LORA`, `list(PeftType)`: one member per registered config class."""
+
+    def __getattr__(cls, name: str) -> PeftType:
+        if not name.startswith("_") and name in config_classes():
+            return PeftType(name)
+        raise AttributeError(f"PeftType has no member {name!r}; known: {', '.join(sorted(config_classes()))}")
+
+    def __iter__(cls) -> Iterator[PeftType]:
+        return (PeftType(name) for name in config_classes())
+
+
+class PeftType(str, metaclass=_PeftTypes):
+    """The method's name as it stands in `adapter_config.json`, e.g. `"LORA"`. It is a `str`."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+    name = value
+
+
+_CLASSES: dict[str, type[PeftConfig]] = {}
+
+
+def config_classes() -> dict[str, type[PeftConfig]]:
+    """Every registered config class by its peft type (imports `inlay.methods` on first use)."""
+    importlib.import_module("inlay.methods")
+    return _CLASSES
+
+
+def config_class(peft_type: object) -> type[PeftConfig]:
+    """The config class of `peft_type`. Raises ConfigError that lists the known types."""
+    classes = config_classes()
+    name = getattr(peft_type, "value", peft_type)
+    if isinstance(name, str) and name.upper() in classes:
+        return classes[name.upper()]
+    hint = did_you_mean(name.upper(), classes) if isinstance(name, str) else ""
+    raise ConfigError.of("peft_type", name, f"one of {', '.join(sorted(classes))}", hint.strip())
+
+
+@dataclass
+class PeftConfig:
+    """What every method's config has. On disk: one JSON object, the file `adapter_config.json`.
+
+    Args:
+        task_type: a `TaskType` or its name; None for models outside those tasks.
+        base_model_name_or_path: the base this adapter belongs to; filled in from the model.
+        revision: the base's revision on the Hub.
+        inference_mode: True freezes the adapter too. Always True in a saved file.
+        auto_mapping: `{"base_model_class": ..., "parent_library": ...}`, written when `task_type` is None.
+    """
+
+    task_type: str | TaskType | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    auto_mapping: dict[str, str] | None = None
+
+    peft_type: ClassVar[PeftType]
+    is_prompt_learning: ClassVar[bool] = False
+    is_adaption_prompt: ClassVar[bool] = False
+    # fields that files may carry and this version does not implement: name -> the value that means "not used"
+    unsupported: ClassVar[Mapping[str, object]] = {}
+
+    def __init_subclass__(cls, peft_type: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if peft_type is not None:
+            cls.peft_type = PeftType(peft_type)
+            _CLASSES[peft_type] = cls
+
+    def __post_init__(self) -> None:
+        self.unknown: dict[str, Any] = {}  # keys of a newer file, kept so that saving again loses nothing
+        if self.task_type is not None:
+            names = [t.value for t in TaskType]
+            check_choice("task_type", getattr(self.task_type, "value", self.task_type), names)
+            self.task_type = TaskType(self.task_type)
+        check_bool("inference_mode", self.inference_mode)
+        for name in ("base_model_name_or_path", "revision"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ConfigError.of(name, value, "a string or None")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that is written: every field that is not None, plus `peft_type` and the format's version."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data = {k: plain(v) for k, v in data.items() if v is not None}
+        return {**self.unknown, **data, "peft_type": str(self.peft_type), "peft_version": FILE_FORMAT}
+
+    def replaced(self: Self, **fields: Any) -> Self:
+        """A copy with other values for some fields."""
+        twin = self.copy()
+        for name, value in fields.items():
+            setattr(twin, name, value)
+        return twin
+
+    def copy(self: Self) -> Self:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **overrides: Any) -> PeftConfig:
+        """The config that `data` describes, as an instance of the class its `peft_type` names.
+
+        Raises ConfigError for an unknown type, a value that is not allowed, or a feature that this version does not
+        implement; VersionError if `data["must_understand"]` lists a field this version does not know. Other unknown
+        fields are kept and written back, with a warning.
+        """
+        data = {**data, **overrides}
+        if "peft_type" not in data and not hasattr(cls, "peft_type"):
+            raise ConfigError.of("peft_type", None, "a method's name", "The file is not an adapter_config.json.")
+        target = config_class(data.pop("peft_type", getattr(cls, "peft_type", None)))
+        if not issubclass(target, cls):
+            raise ConfigError(f"The config is a {target.peft_type} one; {cls.__name__} cannot hold it.")
+        known = {f.name for f in dataclasses.fields(target)}
+        fields = {k: v for k, v in data.items() if k in known}
+        rest = {k: v for k, v in data.items() if k not in known and k not in ("peft_version", "must_understand")}
+        for name, neutral in target.unsupported.items():
+            if name in rest and rest.pop(name) not in (neutral, None):
+                raise ConfigError.of(
+                    name, data[name], f"{neutral!r}", f"{target.__name__} does not implement `{name}` in this version."
+                )
+        must = set(data.get("must_understand") or ()) & set(rest)
+        if must:
+            raise VersionError(f"The config needs {sorted(must)} to be understood; update Inlay to load this adapter.")
+        config = target(**fields)
+        if rest:
+            warnings.warn(
+                f"Unknown fields {sorted(rest)} in a {target.peft_type} config are kept but have no effect.",
+                InlayWarning,
+                stacklevel=2,
+            )
+            config.unknown = rest
+        return config
+
+    @classmethod
+    def from_peft_type(cls, peft_type: str, **fields: Any) -> PeftConfig:
+        """`config_class(peft_type)(**fields)`."""
+        return config_class(peft_type)(**fields)
+
+    @classmethod
+    def from_json_file(cls, path: str) -> dict[str, Any]:
+        """The raw JSON object of a config file, read strictly."""
+        from inlay.io.strict_json import read_json
+
+        return read_json(path)
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, subfolder: str | None = None, **kwargs: Any) -> PeftConfig:
+        """The config in a local adapter folder or on the Hub. An existing folder never causes a network call.
+
+        Hub arguments (`revision`, `cache_dir`, `token`) are taken from `kwargs`; the rest overrides fields.
+        """
+        from inlay.io.load import load_config
+
+        return load_config(model_id, subfolder=subfolder, cls=cls, **kwargs)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes `adapter_config.json` alone, whole or not at all. Model and weights: `PeftModel.save_pretrained`."""
+        from inlay.io.save import save_config
+
+        save_config(self, save_directory, **kwargs)
+
+
+@dataclass
+class AdapterConfig(PeftConfig):
+    """What configs of methods that sit in layers have in common: where they go.
+
+    Args:
+        target_modules: names (a module matches when its path is the name or ends in `.name`), a regular expression
+            for the whole path, or `"all-linear"`; None takes the model type's default.
+        exclude_modules: names or a regular expression of modules to leave out.
+        layers_to_transform: indices of the layers to adapt.
+        layers_pattern: name of the module list these indices count in, e.g. `"layers"`.
+        modules_to_save: modules trained in full and saved along, e.g. a classification head.
+    """
+
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            setattr(self, name, check_names(name, getattr(self, name), text=name != "modules_to_save"))
+        indices = self.layers_to_transform
+        for i in [indices] if isinstance(indices, int) else (indices or ()):
+            check_int("layers_to_transform", i, 0)
+        if indices is not None and isinstance(self.target_modules, str):
+            raise ConfigError.of(
+                "layers_to_transform", indices, "None when target_modules is a string", "Put the layers in the regex."
+            )
+        if self.layers_pattern and indices is None:
+            raise ConfigError.of("layers_pattern", self.layers_pattern, "None unless layers_to_transform is given")
+
+    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
+        """The method's `target_modules` for a model type when none are given; None if there are none."""
+        return None
+
+    def companions(self, modules: Mapping[str, Any], targets: Sequence[str]) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """Further adapters that this config asks for outside its targets: (path, class or factory of (config, site)).
+
+        Args:
+            modules: path -> module, of everything the adapter may touch.
+            targets: the paths that are targeted.
+        """
+        return ()
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: enums as their value, sets and tuples as lists (sets sorted)."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError.of(name, value, "True or False")
+
+
+def check_int(name: str, value: object, low: int) -> None:
+    """Raises ConfigError unless `value` is an integer (not a bool) of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError.of(name, value, f"an integer of at least {low}")
+
+
+def check_number(name: str, value: object, low: float = -1e6, high: float = 1e6) -> None:
+    """Raises ConfigError unless `value` is a finite number in [low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise ConfigError.of(name, value, f"a finite number from {low:g} to {high:g}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raises ConfigError unless `value` is one of `choices` (True is not 1)."""
+    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
+        hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise ConfigError.of(name, value, f"one of {', '.join(map(repr, choices))}", hint.strip())
+
+
+def check_names(name: str, value: object, text: bool = True) -> Any:
+    """A list of non-empty strings, from any collection of them; a single string passes when `text`; None passes."""
+    if value is None or (text and isinstance(value, str) and value):
+        return value
+    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
+        names = sorted(value) if isinstance(value, set | frozenset) else list(value)
+        if all(isinstance(n, str) and n for n in names):
+            return names
+    raise ConfigError.of(name, value, "a list of names" + (" or one string" if text else ""))
+
+
+def check_patterns(name: str, value: object, check: Any) -> None:
+    """Raises ConfigError unless `value` is a dict from module-name pattern to a value that `check(field, v)` accepts."""
+    if not isinstance(value, dict) or not all(isinstance(k, str) and k for k in value):
+        raise ConfigError.of(name, value, "a dict from module name to value")
+    if len(value) > 10_000:
+        raise ConfigError.of(name, f"a dict of {len(value)} entries", "at most 10000 entries")
+    for key, entry in value.items():
+        check(f"{name}[{key!r}]", entry)
+
+
+__all__ = ["AdapterConfig", "PeftConfig", "PeftType", "TaskType", "config_class", "config_classes"]

@@ -1,0 +1,1 @@
+"""The mechanism: views, adapted hosts, targets. torch only. Explained in `README.md` beside this file."""

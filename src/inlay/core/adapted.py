@@ -1,0 +1,126 @@
+"""Adapted hosts: a module whose `forward` composes the active adapters around its own."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import nn
+
+from inlay.core.active import BASE, ActiveAdapters
+from inlay.core.adapter import Adapter
+from inlay.core.classes import Derived, derive, original_class
+from inlay.errors import StateError, TargetError
+
+
+class Adapted(Derived):
+    """Mixin of an adapted host. Adds `adapters` and overrides `forward`; parameters keep their names.
+
+    With active adapters a1, a2: f0 = the host's own forward, f1 = a1 around f0, f2 = a2 around f1; the output is f2(x).
+    """
+
+    _label = "Adapted"
+    adapters: nn.ModuleDict
+    active: ActiveAdapters
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        active = self.active
+        if not torch.compiler.is_compiling():
+            active.check()
+        if active.disabled:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if active.rows is not None:
+            return self._forward_rows(active.rows, *args, **kwargs)
+        return self._composed(active.names)(*args, **kwargs)
+
+    def _composed(self, names: tuple[str, ...]) -> Any:
+        f: Any = super().forward  # type: ignore[misc]
+        placed = self.adapters._modules
+        live: list[Any] = []
+        for name in names:
+            adapter = placed.get(name)
+            if adapter is not None and not adapter.merged:
+                live.append(adapter)
+        if len(live) > 1:
+            live.sort(key=lambda adapter: not adapter.reads_weight)
+        for adapter in live:
+            f = functools.partial(adapter, f, host=self)
+        return f
+
+    def _forward_rows(self, rows: tuple[str, ...], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """One adapter name per row of the batch; a row may stand for several consecutive ones (beams)."""
+        each, rest = divmod(x.shape[0], len(rows))
+        if rest or not each:
+            raise StateError(
+                f"adapter_names has {len(rows)} names, but a host received a batch of {x.shape[0]} rows: "
+                "give one name per row of the input."
+            )
+        present = dict.fromkeys(rows)
+        if len(present) == 1:
+            return self._composed(() if rows[0] == BASE else (rows[0],))(x, *args, **kwargs)
+        out = None
+        for name in present:
+            mine = [i * each + k for i, row in enumerate(rows) if row == name for k in range(each)]
+            index = torch.tensor(mine, device=x.device)
+            y = self._composed(() if name == BASE else (name,))(x.index_select(0, index), *args, **kwargs)
+            out = y.new_zeros((x.shape[0], *y.shape[1:])) if out is None else out
+            out = out.index_copy(0, index, y)
+        return out
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """True if adapters sit in `module`."""
+    return isinstance(module, Adapted)
+
+
+def adapt(host: Any, active: ActiveAdapters) -> None:
+    """Makes `host` an adapted one, in place. Raises TargetError if an instance-level `forward` hides the class's."""
+    before = original_class(host)
+    check_reachable(host)
+    host.__class__ = derive(Adapted, before)
+    host.adapters = nn.ModuleDict()
+    host.active = active
+    redirect(host, before)
+
+
+def restore(host: Any) -> None:
+    """Undoes `adapt`."""
+    adapted, before = type(host), original_class(host)
+    del host.adapters, host.active
+    host.__class__ = before
+    for key, value in list(host.__dict__.items()):
+        if isinstance(value, types.MethodType) and value.__func__ is adapted.forward:  # type: ignore[attr-defined]
+            host.__dict__[key] = types.MethodType(before.forward, host)
+
+
+def place(host: Any, name: str, adapter: Adapter) -> None:
+    """Puts `adapter` into an adapted host under `name`."""
+    adapter.train(host.training)
+    host.adapters[name] = adapter
+
+
+def redirect(module: nn.Module, before: type[nn.Module]) -> None:
+    """Points instance attributes that hold `before`'s forward bound to `module` at its new class's forward."""
+    for key, value in list(module.__dict__.items()):
+        if _holds_forward(value, module, before):
+            module.__dict__[key] = types.MethodType(type(module).forward, module)
+
+
+def check_reachable(module: nn.Module) -> None:
+    """Raises TargetError if `module` has an instance-level `forward` that does not lead to its class's `forward`.
+
+    accelerate's hooks leave the inner method in an attribute, which `redirect` replaces; anything else would hide the
+    adapters.
+    """
+    before = original_class(module)
+    if "forward" in module.__dict__ and not any(_holds_forward(v, module, before) for v in module.__dict__.values()):
+        raise TargetError(
+            f"This {before.__name__} has a `forward` set on the instance that does not call its class's: adapters in it "
+            "would have no effect. Remove it (`del module.forward`) or set it after adding adapters."
+        )
+
+
+def _holds_forward(value: Any, module: nn.Module, before: type[nn.Module]) -> bool:
+    return isinstance(value, types.MethodType) and value.__self__ is module and value.__func__ is before.forward

@@ -1,0 +1,63 @@
+"""The contract of a method: one `Adapter` per host it sits in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.config import PeftConfig
+from inlay.core.host import Site, canonical, product
+
+
+class Adapter(nn.Module):
+    r"""What one adapter adds to one host: W' = weight(W), b' = bias(b).
+
+    A method subclasses this, states its formula in `weight` (and `bias` if it changes it), and may add a faster
+    `forward` that must compute the same; the contract tests hold it to that. Weights are canonical (`core.host`).
+
+    Class attributes:
+        reads_weight: the method needs W itself (it is no additive change of the output), so it is innermost in a
+            host's composition, and a host takes only one such active adapter.
+        mergeable: False for methods that have no `weight`.
+    """
+
+    reads_weight: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+
+    merged = False  # whether the host's weight includes this adapter at present
+
+    def __init__(self, config: PeftConfig, site: Site):
+        super().__init__()
+
+    def parameter(self, site: Site, *shape: int) -> nn.Parameter:
+        """A new, uninitialised parameter for `site`."""
+        return nn.Parameter(torch.empty(shape, dtype=site.dtype, device=site.device))
+
+    def reset(self, host: nn.Module) -> None:
+        """Initialises the parameters as the config says. Not called when they are about to be loaded."""
+
+    def weight(self, w: Tensor) -> Tensor:
+        """W' for the host's weight W, both canonical: the method's formula, and the specification of `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be written as a change of the weight.")
+
+    def bias(self, b: Tensor | None) -> Tensor | None:
+        """b' for the host's bias b. By default b."""
+        return b
+
+    def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: nn.Module, **kwargs: Any) -> Any:
+        """The adapted host's output for `x`; `base` is what the host computes without this adapter.
+
+        By default the host's operation with W' and b': right for every `reads_weight` method on a dense host.
+        """
+        return product(host, x, self.weight(canonical(host, host.weight)), self.bias(getattr(host, "bias", None)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved: key behind the host's path in `adapter_model.safetensors` -> parameter or buffer."""
+        raise NotImplementedError
+
+    def replaces(self, host: nn.Module) -> list[nn.Parameter]:
+        """The host's own parameters that this adapter has a trained copy of (they are not counted twice)."""
+        return []

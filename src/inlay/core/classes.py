@@ -1,0 +1,55 @@
+"""Dynamic classes: a module becomes `mixin + its own class`, under its own name.
+
+torch's `parametrize` and FSDP2 swap classes the same way. The name, qualified name and module stay the
+original's, because transformers and accelerate key behaviour on them; `repr` shows what the object is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+
+class Derived:
+    """Base of the mixins. An instance's class is made by `derive`; constructing that class builds the original."""
+
+    _original_class: type[nn.Module]
+    _mixin: type[Derived]
+    _label: str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._original_class(*args, **kwargs)  # e.g. nn.Sequential slicing calls type(self)(...)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self._mixin, self._original_class), self.__dict__.copy()
+
+    def __repr__(self) -> str:
+        text, name = super().__repr__(), self._original_class.__name__
+        return f"{self._label}[{name}]{text[len(name) :]}" if text.startswith(name) else text
+
+
+@functools.cache
+def derive(mixin: type[Derived], original: type[nn.Module]) -> type[Any]:
+    """The class `mixin + original`, with `original`'s names and the signature of its `forward`."""
+
+    @functools.wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return mixin.forward(self, *args, **kwargs)
+
+    names = {k: getattr(original, k) for k in ("__module__", "__qualname__", "__doc__")}
+    body = {**names, "_original_class": original, "_mixin": mixin, "forward": forward}
+    return type(original)(original.__name__, (mixin, original), body)
+
+
+def _rebuild(mixin: type[Derived], original: type[nn.Module]) -> Any:
+    return object.__new__(derive(mixin, original))
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class `module` had before Inlay derived from it (its own class if it did not)."""
+    return getattr(type(module), "_original_class", type(module))

@@ -1,0 +1,83 @@
+"""Parts of the base that a view trains in full: private copies, so that the base keeps its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from inlay.config import PeftConfig
+from inlay.core.adapter import Adapter
+from inlay.core.classes import original_class
+from inlay.core.host import Site
+from inlay.core.skeleton import clone_skeleton
+
+
+class TrainedModule(Adapter):
+    """A whole module trained in full (`modules_to_save`): y = M'(x), M' a private copy of the host M.
+
+    M' starts as M. Keys on disk: the module's own, `classifier.weight`.
+    """
+
+    reads_weight = True
+
+    def __init__(self, config: PeftConfig, site: Site):
+        super().__init__(config, site)
+        self.module = clone_skeleton(site.module)
+        own_tensors(self.module)
+        self.module.requires_grad_(True)
+
+    def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict(keep_vars=True))
+
+    def replaces(self, host: nn.Module) -> list[nn.Parameter]:
+        return [p for name, p in host.named_parameters() if not name.startswith("adapters.")]
+
+
+class TrainedParameters(Adapter):
+    """Some of a module's own parameters trained in full (`bias="all"`): the host's forward with private copies.
+
+    Args:
+        names: which parameters; the others stay the host's.
+    """
+
+    reads_weight = True
+
+    def __init__(self, config: PeftConfig, site: Site, names: list[str]):
+        super().__init__(config, site)
+        own = site.module._parameters
+        self.copies = nn.ParameterDict({n: nn.Parameter(own[n].detach().clone()) for n in names})  # type: ignore[union-attr]
+
+    def weight(self, w: Tensor) -> Tensor:
+        return self.copies["weight"] if "weight" in self.copies else w
+
+    def bias(self, b: Tensor | None) -> Tensor | None:
+        return self.copies["bias"] if "bias" in self.copies else b
+
+    def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
+        cls = original_class(host)
+        stand_in = object.__new__(cls)  # the host in all but these parameters
+        stand_in.__dict__.update(host.__dict__, _parameters={**host._parameters, **self.copies})
+        return cls.forward(stand_in, *args, **kwargs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.copies.items())
+
+    def replaces(self, host: nn.Module) -> list[nn.Parameter]:
+        return [p for name in self.copies if (p := host._parameters[name]) is not None]
+
+
+def own_tensors(module: nn.Module) -> None:
+    """Gives `module` and its descendants parameters and buffers of their own, equal to those they shared."""
+    memo: dict[int, Any] = {}
+    for m in module.modules():
+        m._parameters = {k: p if p is None else memo.setdefault(id(p), _copy(p)) for k, p in m._parameters.items()}
+        m._buffers = {k: b if b is None else memo.setdefault(id(b), b.clone()) for k, b in m._buffers.items()}
+
+
+def _copy(p: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)

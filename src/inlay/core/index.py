@@ -1,0 +1,141 @@
+"""The adapters of one model: where they sit, which are active, which are trained. O(1) per adapter and host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from inlay.config import PeftConfig
+from inlay.core.active import BASE, ActiveAdapters
+from inlay.core.adapted import adapt, is_adapted, place, restore
+from inlay.core.adapter import Adapter
+from inlay.core.plan import Placement
+from inlay.errors import ConfigError, StateError, did_you_mean
+
+
+class AdapterIndex:
+    """Book-keeping for all adapters of a model. Every operation touches only the adapters it names.
+
+    Attributes:
+        configs: name -> config.
+        placed: name -> (path of host -> adapter).
+        hosts: path -> adapted module.
+        active: the object all hosts read.
+        trainable: names whose parameters require gradients.
+    """
+
+    def __init__(self) -> None:
+        self.configs: dict[str, PeftConfig] = {}
+        self.placed: dict[str, dict[str, Adapter]] = {}
+        self.hosts: dict[str, nn.Module] = {}
+        self.active = ActiveAdapters()
+        self.trainable: set[str] = set()
+
+    def add(self, name: str, config: PeftConfig, placements: Sequence[Placement]) -> None:
+        """Puts planned adapters in place. Does not activate them."""
+        for p in placements:
+            if not is_adapted(p.host):
+                adapt(p.host, self.active)
+            self.hosts[p.path] = p.host
+            place(p.host, name, p.adapter)
+            p.adapter.requires_grad_(False)
+        self.configs[name] = config
+        self.placed[name] = {p.path: p.adapter for p in placements}
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter out; hosts left without any become plain modules again."""
+        self.require(name)
+        if self.is_merged(name):
+            raise StateError(f"Adapter {name!r} is merged into the weights: call unmerge_adapter() before deleting it.")
+        for path in self.placed[name]:
+            host: Any = self.hosts[path]
+            del host.adapters[name]
+            if not len(host.adapters):
+                restore(host)
+                del self.hosts[path]
+        del self.placed[name], self.configs[name]
+        self.trainable.discard(name)
+        self.active.set([n for n in self.active.names if n != name])
+
+    def activate(self, names: Sequence[str]) -> None:
+        """Makes `names` the active adapters. Raises StateError for unknown names and impossible combinations."""
+        for name in names:
+            self.require(name)
+        if self.merged and tuple(names) != self.active.names:
+            raise StateError(
+                f"{', '.join(map(repr, self.merged))} is merged into the weights: call unmerge_adapter() before switching."
+            )
+        if len(names) > 1:
+            self._check_together(names)
+        self.active.set(names)
+
+    def _check_together(self, names: Sequence[str]) -> None:
+        owner: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            for path, adapter in self.placed[name].items():
+                if adapter.reads_weight and owner.setdefault(path, name) != name:
+                    raise StateError(
+                        f"Adapters {owner[path]!r} and {name!r} cannot be active together: both replace the weight of "
+                        f"{path!r}. Activate one at a time, or merge one."
+                    )
+
+    def train(self, names: Sequence[str]) -> None:
+        """Makes exactly `names` require gradients."""
+        for name in names:
+            self.require(name)
+        for name in self.trainable.symmetric_difference(names):
+            self.require_grad(name, name in names)
+        self.trainable = set(names)
+
+    def require_grad(self, name: str, value: bool) -> None:
+        """Sets `requires_grad` of one adapter's parameters."""
+        self.require(name)
+        if value and self.is_merged(name):
+            raise StateError(f"Adapter {name!r} is merged into the weights: call unmerge_adapter() before training it.")
+        for adapter in self.placed[name].values():
+            for p in adapter.parameters():
+                p.requires_grad_(value and p.is_floating_point())
+        (self.trainable.add if value else self.trainable.discard)(name)
+
+    def require(self, name: str) -> None:
+        """Raises StateError unless there is an adapter `name`."""
+        if name not in self.configs:
+            raise StateError(
+                f"There is no adapter {name!r}; loaded: {', '.join(map(repr, self.configs)) or 'none'}."
+                f"{did_you_mean(str(name), self.configs)}"
+            )
+
+    @property
+    def merged(self) -> list[str]:
+        """Names of the adapters that are merged into the weights at present."""
+        return [name for name in self.configs if self.is_merged(name)]
+
+    def is_merged(self, name: str) -> bool:
+        """Whether adapter `name` is merged into the weights."""
+        return any(a.merged for a in self.placed[name].values())
+
+    @contextmanager
+    def rows(self, names: Sequence[str]) -> Iterator[None]:
+        """One adapter name per row of the batch (`"__base__"`: none) until the block ends."""
+        for name in dict.fromkeys(names):
+            if name != BASE:
+                self.require(name)
+        if not names:
+            raise ConfigError.of("adapter_names", list(names), "one adapter name per row of the batch")
+        if self.merged:
+            raise StateError("A batch cannot mix adapters while one is merged: call unmerge_adapter() first.")
+        with self.active.switched(rows=names):
+            yield
+
+
+def index_of(model: nn.Module) -> AdapterIndex:
+    """The index of a view, or of a model that `inject_adapter_in_model` changed. StateError if it has none."""
+    found = getattr(model, "_inlay", None)
+    if not isinstance(found, AdapterIndex):
+        raise StateError(
+            f"This {type(model).__name__} has no adapters: get a view of it with get_peft_model(model, config)."
+        )
+    return found

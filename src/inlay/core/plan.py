@@ -1,0 +1,181 @@
+"""Planning: everything that can fail about adding an adapter happens here, before the model is touched."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from inlay import registry
+from inlay.config import AdapterConfig
+from inlay.core.adapted import Adapted, check_reachable
+from inlay.core.adapter import Adapter
+from inlay.core.copies import TrainedModule
+from inlay.core.host import kind_of, site, unreached_children
+from inlay.core.targets import meant_by, matches_name, select
+from inlay.errors import ConfigError, InlayWarning, TargetError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One adapter and the module it is meant for."""
+
+    path: str
+    host: nn.Module
+    adapter: Adapter
+
+
+def walk(root: nn.Module) -> dict[str, nn.Module]:
+    """path -> module of everything under `root` but adapters; a shared module has its first path only."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, path: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[path] = module
+        adapted = isinstance(module, Adapted)
+        for name, child in module._modules.items():
+            if child is not None and not (adapted and name == "adapters"):
+                visit(child, f"{path}.{name}" if path else name)
+
+    visit(root, "")
+    return found
+
+
+def check_adapter_name(name: object, existing: Collection[str]) -> str:
+    """`name` if it can be an adapter's name: letters, digits, `_` and `-`, at most 64, and new even in another case."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,64}", name) or unicodedata.normalize("NFC", name) != name:
+        raise ConfigError.of("adapter_name", name, "1 to 64 letters, digits, '_' or '-'")
+    if hasattr(nn.ModuleDict, name) or name in ("training", "__base__"):
+        raise ConfigError.of("adapter_name", name, "a name that torch's ModuleDict does not use itself")
+    for other in existing:
+        if other == name:
+            raise ConfigError.of("adapter_name", name, f"a name not in use (in use: {', '.join(existing)})")
+        if other.casefold() == name.casefold():
+            raise ConfigError.of("adapter_name", name, f"a name that differs from {other!r} in more than case")
+    return name
+
+
+def no_aliases() -> Mapping[str, str]:
+    """No module has an earlier name."""
+    return {}
+
+
+def plan(
+    root: nn.Module,
+    config: AdapterConfig,
+    *,
+    heads: Collection[str] = (),
+    aliases: Callable[[], Mapping[str, str]] = no_aliases,
+    keep_base_dtype: bool = False,
+    init: bool = True,
+) -> tuple[list[Placement], AdapterConfig]:
+    """The adapters that `config` puts into `root`, and the config as it is kept: with the targets' names of today.
+
+    Args:
+        heads: modules trained in full along with the adapter if the model has them (a task's head).
+        aliases: computes path -> name in earlier releases of the model's library.
+        keep_base_dtype: adapters take a 16-bit base's dtype instead of float32.
+        init: initialise the adapters; False when their values are about to be loaded.
+
+    Raises TargetError or ConfigError; nothing has changed then.
+    """
+    modules = walk(root)
+    lasting = functools.cache(aliases)
+    trained = _modules_to_save(config, modules, heads, lasting)
+    unreached = {f"{p}.{c}" if p else c for p, m in modules.items() for c in unreached_children(m)}
+    free = {p: m for p, m in modules.items() if not any(p == t or p.startswith(t + ".") for t in trained)}
+    chosen, renamed = select(
+        config,
+        free,
+        default=config.default_targets(getattr(getattr(root, "config", None), "model_type", None)),
+        linear=_linear_paths(root, free) - unreached,
+        aliases=lasting,
+    )
+    for path in unreached.intersection(chosen):
+        raise TargetError(
+            f"target_modules: {path!r} is never called by its parent (its weights are read directly), so an adapter in "
+            "it would have no effect. Leave it out, or adapt the layers around it."
+        )
+    config = _with_todays_names(config, chosen, renamed, free)
+    placements = []
+    for path in chosen:
+        host = modules[path]
+        kind = kind_of(host)
+        cls = registry.adapter_for(config, kind) if kind is not None else None
+        if cls is None:
+            raise TargetError(
+                f"target_modules: {path!r} is a {type(host).__name__}, which {config.peft_type} cannot adapt (it adapts: "
+                f"{', '.join(registry.kinds_of(config))}). Name layers inside it.",
+                "target_modules",
+                path,
+            )
+        assert kind is not None
+        placements.append(Placement(path, host, cls(config, site(path, host, kind, keep_base_dtype))))
+    for path, make in config.companions(free, chosen):
+        at = site(path, modules[path], kind_of(modules[path]) or "module", keep_base_dtype)
+        placements.append(Placement(path, modules[path], make(config, at)))
+    for path in trained:
+        at = site(path, modules[path], "module", keep_base_dtype)
+        placements.append(Placement(path, modules[path], TrainedModule(config, at)))
+    _check_hosts(placements)
+    if init:
+        with torch.no_grad():
+            for p in placements:
+                p.adapter.reset(p.host)
+    return placements, config
+
+
+def _check_hosts(placements: list[Placement]) -> None:
+    seen: set[str] = set()
+    for p in placements:
+        check_reachable(p.host)
+        if p.path in seen:
+            raise TargetError(f"{p.path!r} is meant twice: by target_modules and as a module or tokens to train in full.")
+        seen.add(p.path)
+
+
+def _modules_to_save(
+    config: AdapterConfig, modules: Mapping[str, nn.Module], heads: Collection[str], aliases: Callable[[], Mapping[str, str]]
+) -> list[str]:
+    """Paths of the modules to train in full. The task's `heads` may be absent; names the user gave may not."""
+    given = [n for n in config.modules_to_save or () if n not in heads]
+    found = set(meant_by(given, "modules_to_save", modules, aliases)[0]) if given else set()
+    found.update(p for p in modules if any(matches_name(p, h) for h in heads))
+    outermost = [p for p in modules if p in found and not any(p.startswith(q + ".") for q in found)]
+    return outermost
+
+
+def _linear_paths(root: Any, modules: Mapping[str, nn.Module]) -> set[str]:
+    """What `"all-linear"` means: every linear layer but the output head."""
+    head = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    return {p for p, m in modules.items() if p and m is not head and kind_of(m) == "linear"}
+
+
+def _with_todays_names(
+    config: AdapterConfig, chosen: list[str], renamed: list[str], modules: Mapping[str, nn.Module]
+) -> AdapterConfig:
+    """`config` with targets as the model calls them today, if some were given by an earlier name."""
+    config = config.copy()
+    if not renamed:
+        return config
+    names: list[str] = sorted({p.rsplit(".", 1)[-1] for p in chosen})
+    if [p for p in modules if any(matches_name(p, n) for n in names)] != chosen:
+        names = list(chosen)
+    warnings.warn(
+        f"target_modules={config.target_modules!r} uses module names of an earlier transformers release; in the installed "
+        f"one they are {names if len(names) < 9 else names[:8] + ['...']}. Both work; the saved config has today's.",
+        InlayWarning,
+        stacklevel=2,
+    )
+    return config.replaced(target_modules=names, layers_to_transform=None, layers_pattern=None, exclude_modules=None)
+

@@ -1,0 +1,24 @@
+"""What a view of a transformers model needs beyond the mechanism. `inlay.registry` imports this for such models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inlay.hf.names import earlier_names
+from inlay.hf.trainer import teach_trainer
+
+__all__ = ["earlier_names", "on_view"]
+
+
+def on_view(view: Any) -> None:
+    """Called once per view, when its first adapter is in place.
+
+    - transformers asks `_hf_peft_config_loaded` whether a (quantised) model may be trained, and makes inputs require
+      gradients under gradient checkpointing; checkpointing that was on before is caught up with.
+    - Trainer learns to recognise views, see `inlay.hf.trainer`.
+    """
+    if hasattr(view, "enable_input_require_grads"):
+        view._hf_peft_config_loaded = True
+        if any(getattr(m, "gradient_checkpointing", False) for m in view.modules()):
+            view.enable_input_require_grads()
+    teach_trainer()

@@ -1,0 +1,47 @@
+"""LoRA on embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inlay.core.host import Site, output_scale
+from inlay.methods.lora.config import LoraConfig
+from inlay.methods.lora.linear import LowRank
+from inlay.registry import adapter
+
+
+@adapter(LoraConfig, "embedding")
+class LoraEmbedding(LowRank):
+    r"""W' = W + s (B A)^T,  y = W[x] + s A^T[x] B^T.   Hu et al. 2021, arXiv 2106.09685, as loralib has it.
+
+    x: (...) token ids   W: (num, dim)   A: (r, num)   B: (dim, r)   s = alpha / r, or alpha / sqrt(r)
+
+    A starts at zero and B normal; with `init_lora_weights=False` both are normal. An embedding that scales its rows
+    scales the update with them. As in peft, the input is not dropped out: ids cannot be.
+    """
+
+    a_key, b_key = "lora_embedding_A", "lora_embedding_B"
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        self.A = self.parameter(site, self.r, site.in_features)
+        self.B = self.parameter(site, site.out_features, self.r)
+
+    def reset(self, host: nn.Module) -> None:
+        nn.init.normal_(self.B)
+        if self.init is False:
+            nn.init.normal_(self.A)
+        else:
+            nn.init.zeros_(self.A)
+
+    def weight(self, w: Tensor) -> Tensor:
+        return w + (self.scale * (self.B @ self.A).T).to(w.dtype)
+
+    def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: nn.Module, **kwargs: Any) -> Any:
+        y = base(x, *args, **kwargs)
+        low = F.embedding(x, self.A.T) @ self.B.T
+        return y + (self.scale * output_scale(host) * low).to(y.dtype)

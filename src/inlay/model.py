@@ -1,0 +1,415 @@
+"""`PeftModel`: a view of a base model, with adapters. The view is a model of its base's class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from inlay import registry, status
+from inlay.config import AdapterConfig, PeftConfig
+from inlay.core.adapted import check_reachable, is_adapted, redirect
+from inlay.core.classes import Derived, derive
+from inlay.core.index import AdapterIndex, index_of
+from inlay.core.plan import check_adapter_name, no_aliases, plan
+from inlay.core.skeleton import clone_skeleton, plain_view
+from inlay.errors import ConfigError, StateError
+from inlay.merge import weights
+
+
+class PeftModel(Derived):
+    """A view: the base's weights, its own modules, its own adapters.
+
+    `PeftModel(model, config)`, `get_peft_model(model, config)` and `PeftModel.from_pretrained(model, folder)` make one;
+    the result is also an instance of `type(model)`, and `model` itself goes on answering as before. The weights are
+    shared: moving, casting or resizing one moves, casts or resizes the other. They are frozen, in both.
+
+    Args:
+        model: the base.
+        peft_config: what to add.
+        adapter_name: its name.
+        autocast_adapter_dtype: keep adapters in float32 when the base is 16-bit (they are computed in its dtype).
+        low_cpu_mem_usage: accepted for compatibility; adapters are always made in place.
+
+    Raises:
+        TargetError, ConfigError: the config does not fit the model. Nothing has changed then.
+    """
+
+    _label = "PeftModel"
+    _inlay: AdapterIndex
+    _base: nn.Module
+    heads: ClassVar[tuple[str, ...]] = ()  # modules trained along with the adapter, if the model has them
+    prefix = "lora_"
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if hasattr(cls, "_original_class"):  # a view's class: e.g. nn.Sequential slicing
+            return super().__new__(cls, *args, **kwargs)
+        return _make_view(cls, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    # ------------------------------------------------------------------ calling
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's forward with the active adapters; `adapter_names`: one adapter name per row of the batch."""
+        names = kwargs.pop("adapter_names", None)
+        if names is not None:
+            with self._inlay.rows(names):
+                return self._stamped(super().forward(*args, **kwargs))  # type: ignore[misc]
+        return self._stamped(super().forward(*args, **kwargs))  # type: ignore[misc]
+
+    def _stamped(self, outputs: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._inlay.active.stamp(outputs)
+        return outputs
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's `generate`; `adapter_names` as in `forward`."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        with self._inlay.rows(names):
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    # ------------------------------------------------------------------ adapters
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Adapter name -> its config."""
+        return self._inlay.configs
+
+    @property
+    def active_adapters(self) -> Names:
+        """The names of the active adapters, in the order they are applied."""
+        return Names(self._inlay.active.names)
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The active adapter's name; a list unless exactly one is active."""
+        names = self.active_adapters
+        return names[0] if len(names) == 1 else list(names)
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The config of the first active adapter."""
+        if not self.active_adapters:
+            raise StateError("No adapter is active: call set_adapter(name) first.")
+        return self.peft_config[self.active_adapters[0]]
+
+    def add_adapter(
+        self, adapter_name: Any, peft_config: Any = None, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True
+    ) -> None:
+        """Adds a new adapter, inactive. The two first arguments may come in either order (peft's, transformers')."""
+        if isinstance(adapter_name, PeftConfig):
+            adapter_name, peft_config = peft_config or "default", adapter_name
+        add_adapter(self, peft_config, adapter_name, self.heads, keep_base_dtype=not autocast_adapter_dtype)
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Activates one adapter, or several together, and makes exactly those trainable (none in `inference_mode`)."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        self._inlay.activate(names)
+        self._inlay.train([] if inference_mode else names)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Makes adapters trainable, or not, without activating them."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self._inlay.require_grad(name, requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Removes an adapter. If it was the only active one, the view answers as its base."""
+        self._inlay.remove(adapter_name)
+
+    def load_adapter(
+        self,
+        model_id: str,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        *,
+        strict: bool = True,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads an adapter from a folder or the Hub, inactive; see `inlay.io.load.load_adapter`."""
+        from inlay.io.load import load_adapter
+
+        report = load_adapter(
+            self,
+            model_id,
+            adapter_name,
+            heads=self.heads,
+            is_trainable=is_trainable,
+            strict=strict,
+            keep_base_dtype=not autocast_adapter_dtype,
+            **kwargs,
+        )
+        if not is_trainable:
+            self.eval()  # type: ignore[attr-defined]
+        return report
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A view of `model` with the adapter saved in `model_id` (a folder or a Hub id), active.
+
+        Everything is checked before anything changes; arguments as in `inlay.io.load.load_adapter`.
+        """
+        from inlay.io.load import view_from_pretrained
+
+        return view_from_pretrained(cls, model, model_id, adapter_name, is_trainable, config, **kwargs)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within this block the view answers as its base. Merged adapters are unmerged for as long, bit-exactly."""
+        merged = self._inlay.merged
+        weights.unmerge(self._inlay)
+        try:
+            with self._inlay.active.switched(disabled=True):
+                yield
+        finally:
+            if merged:
+                weights.merge(self._inlay, merged)
+
+    def disable_adapters(self) -> None:
+        """transformers' name: answer as the base until `enable_adapters()`."""
+        self._inlay.active.disabled = True
+
+    def enable_adapters(self) -> None:
+        """Undoes `disable_adapters`."""
+        self._inlay.active.disabled = False
+
+    # ------------------------------------------------------------------ merging
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Writes adapters (by default the active ones) into private copies of the weights; see `inlay.merge.weights`."""
+        weights.merge(self._inlay, adapter_names)
+
+    def unmerge_adapter(self) -> None:
+        """Undoes `merge_adapter`, bit-exactly."""
+        weights.unmerge(self._inlay)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> Any:
+        """A plain model of the base's class with the adapters in its weights; only the merged layers' are private."""
+        return weights.merge_and_unload(self, self._inlay, adapter_names)
+
+    def unload(self) -> nn.Module:
+        """The base, as it was passed in."""
+        return self._base
+
+    # ------------------------------------------------------------------ bases
+
+    def get_base_model(self) -> Any:
+        """The view as a plain object of the base's class: same modules, same adapters (see `core.plain_view`)."""
+        return plain_view(self)
+
+    @property
+    def base_model(self) -> Tuner:
+        """peft's `base_model`: `.model` is `get_base_model()`; otherwise transformers' backbone."""
+        return Tuner(self)
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes the adapters, and nothing else, to a folder; see `inlay.io.save.save_pretrained`."""
+        from inlay.io.save import save_pretrained
+
+        save_pretrained(self, save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Saves the adapters and uploads them to the Hub; see `inlay.io.hub.push_to_hub`."""
+        from inlay.io.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **kwargs)
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Writes `README.md` with the metadata the Hub reads, keeping a text that is there."""
+        from inlay.io.card import write_card
+
+        write_card(self, output_dir)
+
+    # ------------------------------------------------------------------ counting and checking
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) parameters; a module trained in full counts once."""
+        return status.count_parameters(self)  # type: ignore[arg-type]
+
+    def print_trainable_parameters(self) -> None:
+        """Prints `trainable params: N || all params: M || trainable%: x.xxxx`."""
+        print(status.trainable_line(self))  # type: ignore[arg-type]
+
+    def get_layer_status(self) -> list[status.TunerLayerStatus]:
+        """The state of every adapted layer."""
+        return status.layer_status(self)  # type: ignore[arg-type]
+
+    def get_model_status(self) -> status.TunerModelStatus:
+        """The state of the view as a whole."""
+        return status.model_status(self)  # type: ignore[arg-type]
+
+    def verify(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Runs a forward pass with these inputs and raises StateError if a target was not reached by it."""
+        return status.verify(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+class Names(list[str]):
+    """A list of names that can also be called: `active_adapters` is a property in peft and a method in transformers."""
+
+    def __call__(self) -> list[str]:
+        return list(self)
+
+
+class Tuner:
+    """What `view.base_model` is. peft reads `.model` and the adapters' methods; transformers takes it for the backbone.
+
+    Attributes are looked up on `PeftModel`'s interface, then on the backbone, then on the whole model.
+    """
+
+    def __init__(self, view: Any):
+        self._view = view
+
+    @property
+    def model(self) -> Any:
+        """The view as a plain object of the base's class."""
+        return plain_view(self._view)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._backbone(*args, **kwargs)
+
+    @property
+    def _backbone(self) -> Any:
+        return getattr(self._view, getattr(self._view, "base_model_prefix", ""), None) or self.model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in vars(PeftModel) and name != "forward":
+            return getattr(self._view, name)
+        backbone = self._backbone
+        return getattr(backbone if hasattr(backbone, name) else self.model, name)
+
+    def __repr__(self) -> str:
+        return f"Tuner({self._view!r})"
+
+
+def _make_view(
+    cls: type[PeftModel],
+    model: nn.Module,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    autocast_adapter_dtype: bool = True,
+    low_cpu_mem_usage: bool = False,
+) -> Any:
+    view = bare_view(cls, model)
+    add_adapter(view, peft_config, adapter_name, cls.heads, keep_base_dtype=not autocast_adapter_dtype)
+    open_view(view, adapter_name, trainable=not peft_config.inference_mode)
+    return view
+
+
+def bare_view(cls: type[PeftModel], model: nn.Module) -> Any:
+    """A view without adapters. `model` is unchanged, and stays trainable until `open_view`."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError.of("model", type(model).__name__, "a torch.nn.Module")
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PeftModel):
+        raise StateError("The model is a view already: call model.add_adapter(name, config), or pass its base.")
+    if any(map(is_adapted, model.modules())):
+        raise StateError("The model was changed by inject_adapter_in_model: a view needs an untouched base.")
+    check_reachable(model)
+    view = clone_skeleton(model)
+    before = type(view)
+    view.__class__ = derive(cls, before)
+    redirect(view, before)
+    view.__dict__["_inlay"], view.__dict__["_base"] = AdapterIndex(), model
+    return view
+
+
+def open_view(view: Any, adapter_name: str, trainable: bool) -> None:
+    """Freezes the base's weights and activates the first adapter."""
+    view._base.requires_grad_(False)
+    view._inlay.activate([adapter_name])
+    view._inlay.train([adapter_name] if trainable else [])
+    glue = registry.glue_for(view)
+    if glue is not None:
+        glue.on_view(view)
+
+
+def add_adapter(
+    model: Any, config: Any, name: str, heads: Sequence[str] = (), keep_base_dtype: bool = False, init: bool = True
+) -> AdapterConfig:
+    """Plans and places a new adapter in a view or an injected model; returns its config as kept. Not activated."""
+    index = index_of(model)
+    check_adapter_name(name, index.configs)
+    kept = registry.require_layer_config(config)
+    if index.merged:
+        raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before adding adapters.")
+    placements, kept = plan(
+        model, kept, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=init
+    )
+    describe_base(kept, model)
+    index.add(name, kept, placements)
+    return kept
+
+
+def aliases_of(model: nn.Module) -> Any:
+    """A function that computes the modules' names in earlier releases of the model's library."""
+    glue = registry.glue_for(model)
+    return no_aliases if glue is None else lambda: glue.earlier_names(model)
+
+
+def describe_base(config: PeftConfig, model: Any) -> None:
+    """Notes in `config` which base it is for."""
+    own: Any = getattr(model, "config", None)
+    name = own.get("_name_or_path") if isinstance(own, Mapping) else getattr(own, "_name_or_path", None)
+    name = name or model.__dict__.get("name_or_path")
+    if name:
+        config.base_model_name_or_path = str(name)
+    if config.task_type is None and config.auto_mapping is None:
+        cls = getattr(type(model), "_original_class", type(model))
+        config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
+
+
+def inject_adapter_in_model(
+    peft_config: PeftConfig,
+    model: nn.Module,
+    adapter_name: str = "default",
+    low_cpu_mem_usage: bool = False,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """Adds adapters to `model` in place: its target modules become adapted ones, everything else stays, frozen.
+
+    Unlike `get_peft_model` there is no view: the model you pass is the one that changes, and is returned. The index of
+    its adapters is `inlay.core.index.index_of(model)`.
+
+    Args:
+        state_dict: adapter weights to load, keyed as in `adapter_model.safetensors`.
+    """
+    if not isinstance(getattr(model, "_inlay", None), AdapterIndex):
+        model.__dict__["_inlay"] = AdapterIndex()
+    index = index_of(model)
+    try:
+        add_adapter(model, peft_config, adapter_name, init=state_dict is None)
+    except Exception:
+        if not index.configs:
+            del model.__dict__["_inlay"]
+        raise
+    own = {id(p) for a in index.placed.values() for adapter in a.values() for p in adapter.parameters()}
+    for p in model.parameters():
+        if id(p) not in own:
+            p.requires_grad_(False)
+    index.activate([adapter_name])
+    index.train([] if peft_config.inference_mode else [adapter_name])
+    if state_dict is not None:
+        from inlay.io.load import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, state_dict, adapter_name)
+    return model
