@@ -1,1 +1,68 @@
-"""Inlay: parameter-efficient fine-tuning. See README.md."""
+"""Inlay: parameter-efficient fine-tuning over one frozen base. Names are those of peft.
+
+Public names are imported when first used (PEP 562): `import inlay` itself imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "inlay.config": ["AdapterConfig", "PeftConfig", "PeftType", "TaskType"],
+    "inlay.errors": ["InlayError", "InlayWarning"],
+    "inlay.hf.auto": [
+        "AutoPeftModel",
+        "AutoPeftModelForCausalLM",
+        "AutoPeftModelForFeatureExtraction",
+        "AutoPeftModelForQuestionAnswering",
+        "AutoPeftModelForSeq2SeqLM",
+        "AutoPeftModelForSequenceClassification",
+        "AutoPeftModelForTokenClassification",
+    ],
+    "inlay.io.load": ["LoadReport", "set_peft_model_state_dict"],
+    "inlay.io.save": ["get_peft_model_state_dict"],
+    "inlay.methods.lora.config": ["LoraConfig"],
+    "inlay.model": ["PeftModel", "inject_adapter_in_model"],
+    "inlay.status": ["get_layer_status", "get_model_status"],
+    "inlay.tasks": [
+        "PeftModelForCausalLM",
+        "PeftModelForFeatureExtraction",
+        "PeftModelForQuestionAnswering",
+        "PeftModelForSeq2SeqLM",
+        "PeftModelForSequenceClassification",
+        "PeftModelForTokenClassification",
+        "get_peft_model",
+    ],
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from inlay.config import AdapterConfig as AdapterConfig
+    from inlay.config import PeftConfig as PeftConfig
+    from inlay.config import PeftType as PeftType
+    from inlay.config import TaskType as TaskType
+    from inlay.errors import InlayError as InlayError
+    from inlay.errors import InlayWarning as InlayWarning
+    from inlay.io.load import LoadReport as LoadReport
+    from inlay.io.load import set_peft_model_state_dict as set_peft_model_state_dict
+    from inlay.io.save import get_peft_model_state_dict as get_peft_model_state_dict
+    from inlay.methods.lora.config import LoraConfig as LoraConfig
+    from inlay.model import PeftModel as PeftModel
+    from inlay.model import inject_adapter_in_model as inject_adapter_in_model
+    from inlay.tasks import get_peft_model as get_peft_model
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'inlay' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -250,11 +250,11 @@ class PeftModel(Derived):
 
     def get_layer_status(self) -> list[status.TunerLayerStatus]:
         """The state of every adapted layer."""
-        return status.layer_status(self)  # type: ignore[arg-type]
+        return status.get_layer_status(self)  # type: ignore[arg-type]
 
     def get_model_status(self) -> status.TunerModelStatus:
         """The state of the view as a whole."""
-        return status.model_status(self)  # type: ignore[arg-type]
+        return status.get_model_status(self)  # type: ignore[arg-type]
 
     def verify(self, *args: Any, **kwargs: Any) -> list[str]:
         """Runs a forward pass with these inputs and raises StateError if a target was not reached by it."""

@@ -70,7 +70,7 @@ class TunerModelStatus:
     devices: dict[str, list[str]]
 
 
-def layer_status(model: nn.Module) -> list[TunerLayerStatus]:
+def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     """The state of every adapted layer, in model order."""
     index = index_of(model)
     result = []
@@ -91,9 +91,9 @@ def layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     return result
 
 
-def model_status(model: nn.Module) -> TunerModelStatus:
+def get_model_status(model: nn.Module) -> TunerModelStatus:
     """The state of the model as a whole."""
-    index, layers = index_of(model), layer_status(model)
+    index, layers = index_of(model), get_layer_status(model)
     trainable, total = count_parameters(model)
     names = list(index.configs)
     return TunerModelStatus(

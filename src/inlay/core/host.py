@@ -96,10 +96,10 @@ class Site:
         return int(m.embedding_dim if self.kind == "embedding" else m.out_channels)
 
 
-def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False) -> Site:
+def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False, on_meta: bool = False) -> Site:
     """The site of `module`: parameters on its device; float32 for 16-bit and quantised bases, else the base's dtype.
 
-    `keep_base_dtype` keeps 16-bit bases' dtype for the adapter.
+    `keep_base_dtype` keeps 16-bit bases' dtype for the adapter; `on_meta` makes parameters without memory.
     """
     tensor = next(iter(module.parameters(recurse=True)), None)
     if tensor is None:
@@ -107,7 +107,7 @@ def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False)
     dtype = tensor.dtype
     if not dtype.is_floating_point or dtype.itemsize < 2 or (dtype.itemsize == 2 and not keep_base_dtype):
         dtype = torch.float32
-    return Site(path, module, kind, dtype, tensor.device)
+    return Site(path, module, kind, dtype, torch.device("meta") if on_meta else tensor.device)
 
 
 def canonical(host: nn.Module, weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from inlay.core.adapted import Adapted, check_reachable
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedModule
 from inlay.core.host import kind_of, site, unreached_children
-from inlay.core.targets import meant_by, matches_name, select
+from inlay.core.targets import ALL_LINEAR, matches_name, meant_by, select
 from inlay.errors import ConfigError, InlayWarning, TargetError
 
 
@@ -85,7 +85,7 @@ def plan(
         heads: modules trained in full along with the adapter if the model has them (a task's head).
         aliases: computes path -> name in earlier releases of the model's library.
         keep_base_dtype: adapters take a 16-bit base's dtype instead of float32.
-        init: initialise the adapters; False when their values are about to be loaded.
+        init: initialise the adapters; False leaves them without memory (on meta), to be loaded.
 
     Raises TargetError or ConfigError; nothing has changed then.
     """
@@ -106,7 +106,7 @@ def plan(
             f"target_modules: {path!r} is never called by its parent (its weights are read directly), so an adapter in "
             "it would have no effect. Leave it out, or adapt the layers around it."
         )
-    config = _with_todays_names(config, chosen, renamed, free)
+    config = _resolved(config, chosen, renamed, free)
     placements = []
     for path in chosen:
         host = modules[path]
@@ -120,12 +120,12 @@ def plan(
                 path,
             )
         assert kind is not None
-        placements.append(Placement(path, host, cls(config, site(path, host, kind, keep_base_dtype))))
+        placements.append(Placement(path, host, cls(config, site(path, host, kind, keep_base_dtype, not init))))
     for path, make in config.companions(free, chosen):
-        at = site(path, modules[path], kind_of(modules[path]) or "module", keep_base_dtype)
+        at = site(path, modules[path], kind_of(modules[path]) or "module", keep_base_dtype, not init)
         placements.append(Placement(path, modules[path], make(config, at)))
     for path in trained:
-        at = site(path, modules[path], "module", keep_base_dtype)
+        at = site(path, modules[path], "module", keep_base_dtype, not init)
         placements.append(Placement(path, modules[path], TrainedModule(config, at)))
     _check_hosts(placements)
     if init:
@@ -161,21 +161,24 @@ def _linear_paths(root: Any, modules: Mapping[str, nn.Module]) -> set[str]:
     return {p for p, m in modules.items() if p and m is not head and kind_of(m) == "linear"}
 
 
-def _with_todays_names(
+def _resolved(
     config: AdapterConfig, chosen: list[str], renamed: list[str], modules: Mapping[str, nn.Module]
 ) -> AdapterConfig:
-    """`config` with targets as the model calls them today, if some were given by an earlier name."""
+    """A copy of `config` that says which modules it found: defaults, "all-linear" and earlier names become names of today."""
     config = config.copy()
-    if not renamed:
+    if not renamed and config.target_modules not in (None, ALL_LINEAR):
         return config
-    names: list[str] = sorted({p.rsplit(".", 1)[-1] for p in chosen})
+    names = sorted({p.rsplit(".", 1)[-1] for p in chosen})
     if [p for p in modules if any(matches_name(p, n) for n in names)] != chosen:
         names = list(chosen)
+    found = config.replaced(target_modules=names, layers_to_transform=None, layers_pattern=None, exclude_modules=None)
+    if not renamed or config.target_modules is None:
+        return found
     warnings.warn(
         f"target_modules={config.target_modules!r} uses module names of an earlier transformers release; in the installed "
         f"one they are {names if len(names) < 9 else names[:8] + ['...']}. Both work; the saved config has today's.",
         InlayWarning,
         stacklevel=2,
     )
-    return config.replaced(target_modules=names, layers_to_transform=None, layers_pattern=None, exclude_modules=None)
+    return found
 

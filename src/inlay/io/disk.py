@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -125,9 +125,6 @@ class Disk:
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_UN)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
         finally:
             os.close(fd)
 
@@ -196,10 +193,11 @@ def locked(folder: Path, *, exclusive: bool, disk: Disk = DISK) -> Iterator[None
         while not disk.try_lock(handle, exclusive):
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"in use by another process for {LOCK_SECONDS:g} s", str(folder))
-            time.sleep(0.02)
+            time.sleep(0.005)
         yield
     finally:
-        disk.unlock(handle)
+        with suppress(OSError):
+            disk.unlock(handle)
 
 
 def reason(error: OSError) -> str:

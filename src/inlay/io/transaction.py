@@ -22,6 +22,7 @@ manifest (peft, vLLM) find the old adapter, the new one or none, never a new con
 
 **Failure.** An error before the commit removes what was staged and leaves the old adapter as it was. After the commit
 nothing can be taken back and nothing needs to be: the error says that the adapter is saved, and the next save tidies up.
+An error of the commit itself is decided by whether the staged manifest still stands there.
 
 **Limits.** Where the file system has no `flock` (NFS, Windows), two simultaneous writers can leave a folder that is
 refused by the next reader, though never misread. A listed file whose removal in step 4 was cut off stays as a stray.
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import CorruptFileError, FileError, UnsafeFileError, VersionError
-from inlay.io.disk import DISK, Disk, exists, locked, read_bytes, reason, write_new
+from inlay.io.disk import DISK, Disk, exists, locked, reason, write_new
 from inlay.io.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -48,6 +49,19 @@ from inlay.io.manifest import (
     read_manifest,
     sha256,
     staged_path,
+)
+
+_KEPT = (
+    "The adapter was not saved to '{folder}': {reason}. An adapter that was there is there unchanged. "
+    "Remove the cause and save again."
+)
+_SAVED = (
+    "The adapter is saved in '{folder}' and Inlay loads it, but its files did not all reach their final names, so "
+    "other tools cannot read it yet: {reason}. Remove the cause and save again."
+)
+_UNKNOWN = (
+    "Saving the adapter to '{folder}' failed: {reason}; nor does the disk tell whether the new adapter is in force. "
+    "The folder holds the old one or the new one, complete. Remove the cause and save again."
 )
 
 
@@ -71,7 +85,7 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes], extra: Mapping[
     staged = {name: staged_path(folder, name, sha256(data)) for name, data in blobs.items()}
     made: list[Path] = []
     begun: list[Path] = []
-    saved = False
+    outcome = _KEPT
     try:
         _make_folder(folder, made, disk)
         with locked(folder, exclusive=True, disk=disk):
@@ -81,20 +95,22 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes], extra: Mapping[
                     begun.append(staged[name])
                     write_new(staged[name], data, disk)
                 disk.fsync_dir(folder)
+                outcome = _UNKNOWN
                 disk.replace(staged[MANIFEST_NAME], folder / MANIFEST_NAME)
                 disk.fsync_dir(folder)
                 _roll_forward(folder, {name: staged[name] for name in files}, obsolete, disk)
-                saved = True
             except BaseException:
-                saved = _is_committed(folder, staged[MANIFEST_NAME], blobs[MANIFEST_NAME], disk)
-                if not saved:
+                if outcome is _UNKNOWN:
+                    with suppress(OSError):
+                        outcome = _KEPT if exists(staged[MANIFEST_NAME], disk) else _SAVED
+                if outcome is _KEPT:
                     _discard(begun, disk.unlink)
                 raise
     except BaseException as error:
-        if not saved:
+        if outcome is _KEPT:
             _discard(reversed(made), disk.rmdir)
         if isinstance(error, OSError) and not isinstance(error, FileError):
-            raise FileError(_what_happened(folder, error, saved)) from error
+            raise FileError(outcome.format(folder=folder, reason=reason(error))) from error
         raise
 
 
@@ -150,28 +166,6 @@ def _roll_forward(folder: Path, staged: Mapping[str, Path], obsolete: list[str],
     if CONFIG_NAME in staged:
         disk.replace(staged[CONFIG_NAME], config)
         disk.fsync_dir(folder)
-
-
-def _is_committed(folder: Path, staged: Path, manifest: bytes, disk: Disk) -> bool:
-    """Whether our manifest is in force, to be asked after a failure; True when in doubt: then nothing is removed."""
-    try:
-        return not exists(staged, disk) and read_bytes(folder / MANIFEST_NAME, len(manifest), disk) == manifest
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-def _what_happened(folder: Path, error: OSError, saved: bool) -> str:
-    if saved:
-        return (
-            f"The adapter is saved in '{folder}' and Inlay loads it, but its files did not all reach their final "
-            f"names, so other tools cannot read it yet: {reason(error)}. Remove the cause and save again."
-        )
-    return (
-        f"The adapter was not saved to '{folder}': {reason(error)}. An adapter that was there is there unchanged. "
-        "Remove the cause and save again."
-    )
 
 
 def _discard(paths: Iterable[Path], remove: Callable[[Path], None]) -> None:

@@ -36,7 +36,7 @@ class TokenRows(Adapter):
                 "trainable_token_indices", wrong or list(indices), f"distinct token indices from 0 to {count - 1} of {site.path!r}"
             )
         self.owner = tied_to is None
-        self.register_buffer("indices", torch.tensor(list(indices), device=site.device), persistent=False)
+        self.register_buffer("indices", torch.tensor(list(indices), device=site.module.weight.device), persistent=False)  # type: ignore[arg-type]
         self.rows = self.parameter(site, len(indices), site.out_features) if tied_to is None else tied_to.rows
 
     def reset(self, host: nn.Module) -> None:

@@ -1,0 +1,323 @@
+"""Loading adapters. Everything is checked before the model is touched; then every tensor is applied, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay import registry
+from inlay.config import PeftConfig
+from inlay.core.adapter import Adapter
+from inlay.core.index import AdapterIndex, index_of
+from inlay.core.plan import check_adapter_name, plan, walk
+from inlay.errors import ConfigError, MismatchError, StateError, did_you_mean
+from inlay.io.fingerprint import check_base as check_fingerprint
+from inlay.io.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, AdapterFiles, reading
+from inlay.io.hub import local_folder
+from inlay.io.keys import PREFIX, embedding_path, tensors_by_key, to_today
+from inlay.io.strict_json import read_json
+from inlay.io.tensors import read_header, read_pickle, read_tensors
+from inlay.model import aliases_of, bare_view, describe_base, open_view
+
+_NOT_STRUCTURE = (
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "init_lora_weights",
+    "lora_dropout",
+)
+
+
+@dataclass
+class LoadReport:
+    """What a load did not apply. Empty after a strict one.
+
+    Attributes:
+        missing_keys: the model needs them, the file lacks them; they kept their initial value.
+        unexpected_keys: the file has them, the model has no place for them.
+        mismatched_keys: key -> (expected shape, shape in the file).
+    """
+
+    missing_keys: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
+    mismatched_keys: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def check(self, where: str, known: Sequence[str]) -> None:
+        """Raises MismatchError unless the report is empty."""
+        parts = []
+        for keys, what in (
+            (self.missing_keys, "that this model and config need are missing"),
+            (self.unexpected_keys, "have no place in this model with this config"),
+        ):
+            if keys:
+                shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+                hint = did_you_mean(keys[0], known) if keys is self.unexpected_keys and self.missing_keys else ""
+                parts.append(f"{len(keys)} keys {what}: {shown}.{hint}")
+        for key, (expected, got) in list(self.mismatched_keys.items())[:4]:
+            parts.append(f"{key}: expected shape {expected}, got {got}.")
+        if parts:
+            raise MismatchError(
+                f"'{where}' does not fit the model; nothing was loaded. {' '.join(parts)} Check that base and config "
+                "are those it was trained with, or pass strict=False to load what fits.",
+                self.missing_keys,
+                self.unexpected_keys,
+                self.mismatched_keys,
+            )
+
+
+def load_config(
+    model_id: str | Path, subfolder: str | None = None, cls: type[PeftConfig] = PeftConfig, **kwargs: Any
+) -> PeftConfig:
+    """The config in a local folder or on the Hub. Hub arguments are taken from `kwargs`, the rest overrides fields."""
+    hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "token") if k in kwargs}
+    with reading(local_folder(model_id, subfolder, **hub), config_only=True) as files:
+        return cls.from_dict(read_json(files.path(CONFIG_NAME)), **kwargs)
+
+
+def view_from_pretrained(
+    cls: Any,
+    model: nn.Module,
+    model_id: str | Path,
+    adapter_name: str,
+    is_trainable: bool,
+    config: PeftConfig | None,
+    **kwargs: Any,
+) -> Any:
+    """A view of `model` with one saved adapter, active; the view's class is that of the config's task."""
+    from inlay.tasks import VIEW_CLASSES
+
+    hub = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "cache_dir", "token")}
+    if config is None:
+        config = load_config(model_id, **hub)
+    view = bare_view(VIEW_CLASSES[config.task_type] if not getattr(cls, "heads", ()) else cls, model)
+    autocast = kwargs.pop("autocast_adapter_dtype", True)
+    load_adapter(view, model_id, adapter_name, heads=view.heads, config=config, keep_base_dtype=not autocast, **kwargs)
+    open_view(view, adapter_name, trainable=is_trainable)
+    if not is_trainable:
+        view.eval()
+    return view
+
+
+def load_adapter(
+    model: nn.Module,
+    model_id: str | Path,
+    adapter_name: str = "default",
+    *,
+    heads: Sequence[str] = (),
+    is_trainable: bool = False,
+    config: PeftConfig | None = None,
+    strict: bool = True,
+    check_base: bool = True,
+    allow_pickle: bool = False,
+    keep_base_dtype: bool = False,
+    ignore_mismatched_sizes: bool = False,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    key_mapping: Mapping[str, str] | None = None,
+    low_cpu_mem_usage: bool = False,
+    torch_device: str | None = None,
+    ephemeral_gpu_offload: bool = False,
+) -> LoadReport:
+    """Loads a saved adapter into a model under a new name, inactive; or into an existing adapter of the same config.
+
+    Reading into an existing adapter is what `Trainer` does to resume and to load the best checkpoint; it keeps the
+    parameters' identity. With another config it is an error.
+
+    Args:
+        is_trainable: the adapter is loaded to be trained on.
+        config: instead of the file's.
+        strict: False applies what fits and reports the rest; adapters with missing keys start as new ones.
+        check_base: compare the base's fingerprint with the manifest's (files of peft have none).
+        allow_pickle: read `adapter_model.bin`; a pickle is a program, so only if you trust it.
+        keep_base_dtype: keep the adapter in a 16-bit base's dtype.
+        ignore_mismatched_sizes: as `strict=False`, for shapes only.
+        key_mapping: prefix of keys in the file -> prefix here, tried before anything else.
+        low_cpu_mem_usage, torch_device, ephemeral_gpu_offload: accepted for compatibility; adapters go where their
+            hosts are, straight from the file.
+
+    Raises:
+        MissingFileError, CorruptFileError, UnsafeFileError: the files are not there, damaged, or would run code.
+        ConfigError: the config's values are not allowed, or the name is taken by an adapter of another config.
+        MismatchError: keys or shapes do not fit. BaseMismatchError: another base. NumericsError: NaN or infinity.
+        The model is as before in each case.
+    """
+    index = index_of(model)
+    if index.merged:
+        raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before loading adapters.")
+    folder = local_folder(model_id, subfolder, revision, cache_dir, token, allow_pickle)
+    with reading(folder) as files:
+        raw = config if config is not None else PeftConfig.from_dict(read_json(files.path(CONFIG_NAME)))
+        layered = registry.require_layer_config(raw)
+        shapes = _shapes(files)
+        known = index.placed.get(adapter_name)
+        if known is None:
+            check_adapter_name(adapter_name, index.configs)
+            placements, kept = plan(
+                model, layered, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=not strict
+            )
+            placed = {p.path: p.adapter for p in placements}
+        else:
+            _check_same(index, adapter_name, layered)
+            placements, kept, placed = [], layered, dict(known)
+        tensors: dict[str, Tensor] | None = None
+        if shapes is None:  # a pickle has no header: what it holds is known when it is read
+            tensors = read_pickle(files.path(PICKLE_NAME), allow_pickle, _integer_ok)
+            shapes = {k: tuple(t.shape) for k, t in tensors.items()}
+        match = _match(model, placed, shapes, key_mapping)
+        lenient = not strict
+        if ignore_mismatched_sizes and not lenient:
+            LoadReport(match.report.missing_keys, match.report.unexpected_keys).check(str(folder), list(match.expected))
+        elif not lenient:
+            match.report.check(str(folder), list(match.expected))
+        if check_base and files.manifest is not None and isinstance(files.manifest.get("base"), dict):
+            check_fingerprint(files.manifest["base"], model, str(folder))
+        if tensors is None:
+            tensors = read_tensors(files.path(WEIGHTS_NAME), integer_ok=_integer_ok)
+    # from here on nothing fails
+    if known is None:
+        kept.inference_mode = not is_trainable
+        describe_base(kept, model)
+        index.add(adapter_name, kept, placements)
+        if is_trainable:
+            index.require_grad(adapter_name, True)
+    _apply(model, match, tensors, placed)
+    return match.report
+
+
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+    strict: bool = True,
+) -> LoadReport:
+    """Sets an existing adapter's tensors from a dict keyed as `adapter_model.safetensors` is.
+
+    Raises MismatchError, with the model unchanged, unless every key and shape fits; `strict=False` applies what fits.
+    """
+    model = getattr(model, "_orig_mod", model)
+    index = index_of(model)
+    index.require(adapter_name)
+    placed = index.placed[adapter_name]
+    match = _match(model, placed, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
+    if strict:
+        report = match.report
+        if ignore_mismatched_sizes:
+            report = LoadReport(report.missing_keys, report.unexpected_keys)
+        report.check("the given state dict", list(match.expected))
+    _apply(model, match, dict(peft_model_state_dict), placed)
+    return match.report
+
+
+@dataclass
+class _Match:
+    """How a file's keys correspond to a model: file key -> tensor to set, or -> path of a frozen embedding."""
+
+    expected: dict[str, Tensor]
+    found: dict[str, str]  # file key -> expected key
+    embeddings: dict[str, str]  # file key -> path
+    report: LoadReport
+
+
+def _match(
+    model: nn.Module, placed: Mapping[str, Adapter], shapes: Mapping[str, tuple[int, ...]], key_mapping: Any
+) -> _Match:
+    expected = tensors_by_key(placed)
+    found = {k: k for k in shapes if k in expected}
+    rest = [k for k in shapes if k not in expected]
+    for old, new in (key_mapping or {}).items():
+        for k in rest:
+            moved = PREFIX + new + k.removeprefix(PREFIX).removeprefix(old)
+            if k.removeprefix(PREFIX).startswith(old) and moved in expected:
+                found[k] = moved
+    if rest:
+        found.update(to_today(rest, expected, aliases_of(model)()))
+    modules = walk(model) if rest else {}
+    embeddings = {k: p for k in rest if k not in found and (p := embedding_path(k, modules)) is not None}
+    report = LoadReport()
+    reached = set(found.values())
+    report.missing_keys = [k for k in expected if k not in reached]
+    report.unexpected_keys = [k for k in rest if k not in found and k not in embeddings]
+    for key, target in found.items():
+        if tuple(expected[target].shape) != shapes[key]:
+            report.mismatched_keys[key] = (tuple(expected[target].shape), shapes[key])
+    for key, path in embeddings.items():
+        own: Any = modules[path].weight
+        if tuple(own.shape) != shapes[key]:
+            report.mismatched_keys[key] = (tuple(own.shape), shapes[key])
+    return _Match(expected, found, embeddings, report)
+
+
+def _apply(model: nn.Module, match: _Match, tensors: dict[str, Tensor], placed: Mapping[str, Adapter]) -> None:
+    """Sets every matched tensor; parameters without memory get one."""
+    slots: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in (m for adapter in placed.values() for m in adapter.modules()):
+        for name, p in module._parameters.items():
+            if p is not None and p.device.type == "meta":
+                slots.setdefault(id(p), []).append((module, name))
+    index = index_of(model)
+    devices = {id(p): _device(index.hosts[path]) for path, a in placed.items() for p in a.parameters()}
+    with torch.no_grad():
+        for key, target in match.found.items():
+            if key in match.report.mismatched_keys:
+                continue
+            own, value = match.expected[target], tensors[key]
+            if id(own) in slots:
+                value = value.to(device=devices[id(own)], dtype=own.dtype)
+                loaded = nn.Parameter(value, requires_grad=own.requires_grad)
+                for module, name in slots[id(own)]:
+                    module._parameters[name] = loaded
+            else:
+                own.copy_(value)
+        modules = walk(model) if match.embeddings else {}
+        for key, path in match.embeddings.items():
+            host: Any = modules[path]
+            value = tensors[key].to(device=host.weight.device, dtype=host.weight.dtype)
+            if key not in match.report.mismatched_keys and not torch.equal(host.weight, value):
+                host._parameters = {**host._parameters, "weight": nn.Parameter(value, requires_grad=False)}
+
+
+def _device(host: nn.Module) -> torch.device:
+    device = next((p.device for p in host._parameters.values() if p is not None), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _shapes(files: AdapterFiles) -> dict[str, tuple[int, ...]] | None:
+    """Shapes in the weights file, from its header; None if it is a pickle."""
+    if not files.has(WEIGHTS_NAME):
+        return None
+    return {name: info.shape for name, info in read_header(files.path(WEIGHTS_NAME)).items()}
+
+
+def _integer_ok(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _check_same(index: AdapterIndex, name: str, config: PeftConfig) -> None:
+    """Raises ConfigError unless `config` describes the adapter `name` that is there."""
+    own, new = (
+        {k: v for k, v in c.to_dict().items() if k not in _NOT_STRUCTURE} for c in (index.configs[name], config)
+    )
+    names = ("target_modules", "modules_to_save")
+    differ = sorted(k for k in own.keys() | new.keys() if k not in names and own.get(k) != new.get(k))
+    differ += [k for k in names if _as_set(own.get(k)) != _as_set(new.get(k)) and own.get(k) and new.get(k)]
+    if differ:
+        raise ConfigError(
+            f"There is an adapter {name!r} already, with another config (they differ in {', '.join(differ)}). Load this "
+            "one under another name, or delete that one first.",
+            "adapter_name",
+            name,
+        )
+
+
+def _as_set(value: Any) -> Any:
+    return set(value) if isinstance(value, list) else value

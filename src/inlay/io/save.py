@@ -1,0 +1,111 @@
+"""Saving adapters: `adapter_config.json`, `adapter_model.safetensors`, a model card, and the manifest, as one transaction."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from inlay.config import PeftConfig
+from inlay.core.index import index_of
+from inlay.errors import ConfigError, FileError, UnsafeFileError
+from inlay.io.card import write_card
+from inlay.io.fingerprint import fingerprint
+from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, reading, write_folder
+from inlay.io.keys import base_embeddings, state_dict_of
+from inlay.io.strict_json import dump_json
+from inlay.io.tensors import pack_tensors
+
+
+def save_pretrained(
+    model: nn.Module,
+    save_directory: str | Path,
+    safe_serialization: bool = True,
+    selected_adapters: Sequence[str] | None = None,
+    save_embedding_layers: bool | str = "auto",
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes adapters to a folder: `default` into it, others into sub-folders of their name.
+
+    Each folder changes from the old adapter to the new one at once, whenever the process may be killed
+    (`inlay.io.transaction`). Other files in it stay.
+
+    Args:
+        selected_adapters: which; all by default.
+        save_embedding_layers: also save the base's embeddings: True, False, or "auto": those that are adapted under
+            the names `embed_tokens` and `lm_head`, as peft does. Never looks on the Hub.
+        is_main_process: False takes part in gathering a sharded model and writes nothing.
+        state_dict: the model's full state dict, if the caller gathered it.
+
+    Raises:
+        StateError: an adapter that does not exist.
+        NumericsError: an adapter holds NaN or infinity; nothing is written.
+        FileError: the file system refused; the old adapter is intact.
+    """
+    if not safe_serialization:
+        raise UnsafeFileError("safe_serialization=False would write a pickle; adapters are saved as safetensors only.")
+    if save_embedding_layers not in (True, False, "auto"):
+        raise ConfigError.of("save_embedding_layers", save_embedding_layers, "True, False or 'auto'")
+    index = index_of(model)
+    names = list(index.configs) if selected_adapters is None else list(selected_adapters)
+    for name in names:
+        index.require(name)
+    for name in names:
+        tensors = state_dict_of(index, name, state_dict)
+        if save_embedding_layers:
+            tensors.update(base_embeddings(model, index, name, everything=save_embedding_layers is True))
+        if is_main_process:
+            config = index.configs[name].replaced(inference_mode=True)
+            files = {CONFIG_NAME: dump_json(config.to_dict()), WEIGHTS_NAME: pack_tensors(tensors)}
+            folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+            write_folder(folder, files, {"inlay": version(), "base": fingerprint(model)})
+    if is_main_process:
+        write_card(model, save_directory)
+
+
+def get_peft_model_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapter_name: str = "default",
+    unwrap_compiled: bool = False,
+    save_embedding_layers: bool | str = "auto",
+) -> dict[str, Tensor]:
+    """An adapter's tensors, keyed as in `adapter_model.safetensors`; arguments as in `save_pretrained`."""
+    model = getattr(model, "_orig_mod", model)
+    index = index_of(model)
+    index.require(adapter_name)
+    tensors = state_dict_of(index, adapter_name, state_dict)
+    if save_embedding_layers:
+        tensors.update(base_embeddings(model, index, adapter_name, everything=save_embedding_layers is True))
+    return {key: t.detach() for key, t in tensors.items()}
+
+
+def save_config(config: PeftConfig, save_directory: str | Path) -> None:
+    """Writes a config alone. In a folder with a manifest the adapter's other files are kept, and covered by the new one."""
+    folder = Path(save_directory)
+    data = dump_json(config.replaced(inference_mode=True).to_dict())
+    if (folder / MANIFEST_NAME).exists():
+        with reading(folder) as files:
+            kept = {name: files.path(name).read_bytes() for name in files.names}
+            extra = {k: v for k, v in (files.manifest or {}).items() if k not in ("format", "files")}
+        write_folder(folder, {**kept, CONFIG_NAME: data}, extra)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = folder / f".{CONFIG_NAME}.new"
+        staged.write_bytes(data)
+        staged.replace(folder / CONFIG_NAME)
+    except OSError as error:
+        raise FileError(f"'{folder / CONFIG_NAME}' cannot be written: {error.strerror}.") from error
+
+
+def version() -> str:
+    """The installed release of Inlay."""
+    try:
+        return importlib.metadata.version("inlay")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "0"
