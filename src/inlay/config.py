@@ -236,7 +236,9 @@ class AdapterConfig(PeftConfig):
         """The method's `target_modules` for a model type when none are given; None if there are none."""
         return None
 
-    def companions(self, modules: Mapping[str, Any], targets: Sequence[str]) -> Iterable[tuple[str, Callable[..., Any]]]:
+    def companions(
+        self, modules: Mapping[str, Any], targets: Sequence[str]
+    ) -> Iterable[tuple[str, Callable[..., Any]]]:
         """Further adapters that this config asks for outside its targets: (path, class or factory of (config, site)).
 
         Args:
@@ -297,7 +299,7 @@ def check_names(name: str, value: object, text: bool = True) -> Any:
 
 
 def check_patterns(name: str, value: object, check: Any) -> None:
-    """Raises ConfigError unless `value` is a dict from module-name pattern to a value that `check(field, v)` accepts."""
+    """Raises ConfigError unless `value` is a dict from module name to a value that `check(field, v)` accepts."""
     if not isinstance(value, dict) or not all(isinstance(k, str) and k for k in value):
         raise ConfigError.of(name, value, "a dict from module name to value")
     if len(value) > 10_000:

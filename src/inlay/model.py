@@ -58,8 +58,8 @@ class PeftModel(Derived):
         names = kwargs.pop("adapter_names", None)
         if names is not None:
             with self._inlay.rows(names):
-                return self._stamped(super().forward(*args, **kwargs))  # type: ignore[misc]
-        return self._stamped(super().forward(*args, **kwargs))  # type: ignore[misc]
+                return self._stamped(super().forward(*args, **kwargs))
+        return self._stamped(super().forward(*args, **kwargs))
 
     def _stamped(self, outputs: Any) -> Any:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -100,7 +100,11 @@ class PeftModel(Derived):
         return self.peft_config[self.active_adapters[0]]
 
     def add_adapter(
-        self, adapter_name: Any, peft_config: Any = None, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True
+        self,
+        adapter_name: Any,
+        peft_config: Any = None,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         """Adds a new adapter, inactive. The two first arguments may come in either order (peft's, transformers')."""
         if isinstance(adapter_name, PeftConfig):
@@ -146,7 +150,7 @@ class PeftModel(Derived):
             **kwargs,
         )
         if not is_trainable:
-            self.eval()  # type: ignore[attr-defined]
+            self.eval()
         return report
 
     @classmethod
@@ -190,7 +194,7 @@ class PeftModel(Derived):
     # ------------------------------------------------------------------ merging
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Writes adapters (by default the active ones) into private copies of the weights; see `inlay.merge.weights`."""
+        """Writes adapters (by default the active ones) into copies of the weights; see `inlay.merge.weights`."""
         weights.merge(self._inlay, adapter_names)
 
     def unmerge_adapter(self) -> None:
@@ -242,23 +246,23 @@ class PeftModel(Derived):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) parameters; a module trained in full counts once."""
-        return status.count_parameters(self)  # type: ignore[arg-type]
+        return status.count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Prints `trainable params: N || all params: M || trainable%: x.xxxx`."""
-        print(status.trainable_line(self))  # type: ignore[arg-type]
+        print(status.trainable_line(self))
 
     def get_layer_status(self) -> list[status.TunerLayerStatus]:
         """The state of every adapted layer."""
-        return status.get_layer_status(self)  # type: ignore[arg-type]
+        return status.get_layer_status(self)
 
     def get_model_status(self) -> status.TunerModelStatus:
         """The state of the view as a whole."""
-        return status.get_model_status(self)  # type: ignore[arg-type]
+        return status.get_model_status(self)
 
     def verify(self, *args: Any, **kwargs: Any) -> list[str]:
         """Runs a forward pass with these inputs and raises StateError if a target was not reached by it."""
-        return status.verify(self, *args, **kwargs)  # type: ignore[arg-type]
+        return status.verify(self, *args, **kwargs)
 
 
 class Names(list[str]):

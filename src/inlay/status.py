@@ -32,7 +32,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def trainable_line(model: nn.Module) -> str:
     """`trainable params: 2,359,296 || all params: 1,231,940,608 || trainable%: 0.1915`"""
     trainable, total = count_parameters(model)
-    return f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / max(total, 1):.4f}"
+    share = 100 * trainable / max(total, 1)
+    return f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}"
 
 
 Flag = bool | Literal["irregular"]

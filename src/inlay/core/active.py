@@ -70,8 +70,9 @@ class ActiveAdapters:
         if self._expected is None or torch._C._current_graph_task_id() == -1:
             return
         if self._expected != self.state:
+            then, now = (rows or names or "none" for names, rows in (self._expected, self.state))
             raise StateError(
-                f"The active adapters changed between forward and backward under activation checkpointing: the forward "
-                f"pass ran with {self._expected[1] or self._expected[0] or 'none'}, now {self.state[1] or self.state[0] or 'none'}"
-                f" would be recomputed. Call backward() before switching adapters, or turn gradient checkpointing off."
+                "The active adapters changed between forward and backward under activation checkpointing: the forward "
+                f"pass ran with {then}, now {now} would be recomputed. Call backward() before switching adapters, or "
+                "turn gradient checkpointing off."
             )

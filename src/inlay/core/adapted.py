@@ -30,13 +30,13 @@ class Adapted(Derived):
         if not torch.compiler.is_compiling():
             active.check()
         if active.disabled:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         if active.rows is not None:
             return self._forward_rows(active.rows, *args, **kwargs)
         return self._composed(active.names)(*args, **kwargs)
 
     def _composed(self, names: tuple[str, ...]) -> Any:
-        f: Any = super().forward  # type: ignore[misc]
+        f: Any = super().forward
         placed = self.adapters._modules
         live: list[Any] = []
         for name in names:
@@ -91,7 +91,7 @@ def restore(host: Any) -> None:
     del host.adapters, host.active
     host.__class__ = before
     for key, value in list(host.__dict__.items()):
-        if isinstance(value, types.MethodType) and value.__func__ is adapted.forward:  # type: ignore[attr-defined]
+        if isinstance(value, types.MethodType) and value.__func__ is adapted.forward:
             host.__dict__[key] = types.MethodType(before.forward, host)
 
 
@@ -117,8 +117,8 @@ def check_reachable(module: nn.Module) -> None:
     before = original_class(module)
     if "forward" in module.__dict__ and not any(_holds_forward(v, module, before) for v in module.__dict__.values()):
         raise TargetError(
-            f"This {before.__name__} has a `forward` set on the instance that does not call its class's: adapters in it "
-            "would have no effect. Remove it (`del module.forward`) or set it after adding adapters."
+            f"This {before.__name__} has a `forward` set on the instance that does not call its class's: adapters "
+            "in it would have no effect. Remove it (`del module.forward`) or set it after adding adapters."
         )
 
 

@@ -52,7 +52,8 @@ class Adapter(nn.Module):
 
         By default the host's operation with W' and b': right for every `reads_weight` method on a dense host.
         """
-        return product(host, x, self.weight(canonical(host, host.weight)), self.bias(getattr(host, "bias", None)))
+        own: Any = host
+        return product(own, x, self.weight(canonical(own, own.weight)), self.bias(getattr(own, "bias", None)))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: key behind the host's path in `adapter_model.safetensors` -> parameter or buffer."""

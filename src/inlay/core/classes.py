@@ -7,18 +7,23 @@ original's, because transformers and accelerate key behaviour on them; `repr` sh
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+# to a type checker a mixin is the module it will be mixed into
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
 
-class Derived:
+
+class Derived(_Module):
     """Base of the mixins. An instance's class is made by `derive`; constructing that class builds the original."""
 
     _original_class: type[nn.Module]
     _mixin: type[Derived]
     _label: str
-    forward: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls._original_class(*args, **kwargs)  # e.g. nn.Sequential slicing calls type(self)(...)
@@ -31,9 +36,17 @@ class Derived:
         return f"{self._label}[{name}]{text[len(name) :]}" if text.startswith(name) else text
 
 
-@functools.cache
-def derive(mixin: type[Derived], original: type[nn.Module]) -> type[Any]:
-    """The class `mixin + original`, with `original`'s names and the signature of its `forward`."""
+_DERIVED: dict[tuple[type, type], type] = {}
+
+
+def derive(mixin: type[Derived], original: type[nn.Module]) -> Any:
+    """The class `mixin + original`, with `original`'s names and the signature of its `forward`. Made once per pair."""
+    if (mixin, original) not in _DERIVED:
+        _DERIVED[mixin, original] = _derive(mixin, original)
+    return _DERIVED[mixin, original]
+
+
+def _derive(mixin: type[Derived], original: type[nn.Module]) -> type:
 
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +54,9 @@ def derive(mixin: type[Derived], original: type[nn.Module]) -> type[Any]:
 
     names = {k: getattr(original, k) for k in ("__module__", "__qualname__", "__doc__")}
     body = {**names, "_original_class": original, "_mixin": mixin, "forward": forward}
-    return type(original)(original.__name__, (mixin, original), body)
+    metaclass: Any = type(original)
+    made: type = metaclass(original.__name__, (mixin, original), body)
+    return made
 
 
 def _rebuild(mixin: type[Derived], original: type[nn.Module]) -> Any:

@@ -53,10 +53,12 @@ class TrainedParameters(Adapter):
         self.copies = nn.ParameterDict({n: nn.Parameter(own[n].detach().clone()) for n in names})  # type: ignore[union-attr]
 
     def weight(self, w: Tensor) -> Tensor:
-        return self.copies["weight"] if "weight" in self.copies else w
+        own: Tensor = self.copies.get("weight", w)
+        return own
 
     def bias(self, b: Tensor | None) -> Tensor | None:
-        return self.copies["bias"] if "bias" in self.copies else b
+        own: Tensor | None = self.copies.get("bias", b)
+        return own
 
     def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
         cls = original_class(host)

@@ -11,6 +11,7 @@ layers) need nothing, and no library has to be imported to recognise its layers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -101,9 +102,8 @@ def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False,
 
     `keep_base_dtype` keeps 16-bit bases' dtype for the adapter; `on_meta` makes parameters without memory.
     """
-    tensor = next(iter(module.parameters(recurse=True)), None)
-    if tensor is None:
-        tensor = next(iter(module.buffers()), torch.empty(0))
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    tensor = next(tensors, torch.empty(0))
     dtype = tensor.dtype
     if not dtype.is_floating_point or dtype.itemsize < 2 or (dtype.itemsize == 2 and not keep_base_dtype):
         dtype = torch.float32
@@ -135,8 +135,10 @@ def product(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     if kind == "linear":
         return F.linear(x, weight, bias)
     if kind == "embedding":
-        return F.embedding(x, weight, host.padding_idx) * output_scale(host)
-    return host._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
+        rows: Tensor = F.embedding(x, weight, host.padding_idx) * output_scale(host)
+        return rows
+    convolved: Tensor = host._conv_forward(x, weight, bias)
+    return convolved
 
 
 def numel(parameter: Any) -> int:

@@ -66,7 +66,8 @@ class AdapterIndex:
             self.require(name)
         if self.merged and tuple(names) != self.active.names:
             raise StateError(
-                f"{', '.join(map(repr, self.merged))} is merged into the weights: call unmerge_adapter() before switching."
+                f"{', '.join(map(repr, self.merged))} is merged into the weights: call unmerge_adapter() before "
+                "switching."
             )
         if len(names) > 1:
             self._check_together(names)

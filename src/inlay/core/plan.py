@@ -53,7 +53,11 @@ def walk(root: nn.Module) -> dict[str, nn.Module]:
 
 def check_adapter_name(name: object, existing: Collection[str]) -> str:
     """`name` if it can be an adapter's name: letters, digits, `_` and `-`, at most 64, and new even in another case."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,64}", name) or unicodedata.normalize("NFC", name) != name:
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[\w-]{1,64}", name)
+        or unicodedata.normalize("NFC", name) != name
+    ):
         raise ConfigError.of("adapter_name", name, "1 to 64 letters, digits, '_' or '-'")
     if hasattr(nn.ModuleDict, name) or name in ("training", "__base__"):
         raise ConfigError.of("adapter_name", name, "a name that torch's ModuleDict does not use itself")
@@ -114,8 +118,8 @@ def plan(
         cls = registry.adapter_for(config, kind) if kind is not None else None
         if cls is None:
             raise TargetError(
-                f"target_modules: {path!r} is a {type(host).__name__}, which {config.peft_type} cannot adapt (it adapts: "
-                f"{', '.join(registry.kinds_of(config))}). Name layers inside it.",
+                f"target_modules: {path!r} is a {type(host).__name__}, which {config.peft_type} cannot adapt (it "
+                f"adapts: {', '.join(registry.kinds_of(config))}). Name layers inside it.",
                 "target_modules",
                 path,
             )
@@ -140,12 +144,17 @@ def _check_hosts(placements: list[Placement]) -> None:
     for p in placements:
         check_reachable(p.host)
         if p.path in seen:
-            raise TargetError(f"{p.path!r} is meant twice: by target_modules and as a module or tokens to train in full.")
+            raise TargetError(
+                f"{p.path!r} is meant twice: by target_modules and as a module or tokens to train in full."
+            )
         seen.add(p.path)
 
 
 def _modules_to_save(
-    config: AdapterConfig, modules: Mapping[str, nn.Module], heads: Collection[str], aliases: Callable[[], Mapping[str, str]]
+    config: AdapterConfig,
+    modules: Mapping[str, nn.Module],
+    heads: Collection[str],
+    aliases: Callable[[], Mapping[str, str]],
 ) -> list[str]:
     """Paths of the modules to train in full. The task's `heads` may be absent; names the user gave may not."""
     given = [n for n in config.modules_to_save or () if n not in heads]
@@ -164,7 +173,7 @@ def _linear_paths(root: Any, modules: Mapping[str, nn.Module]) -> set[str]:
 def _resolved(
     config: AdapterConfig, chosen: list[str], renamed: list[str], modules: Mapping[str, nn.Module]
 ) -> AdapterConfig:
-    """A copy of `config` that says which modules it found: defaults, "all-linear" and earlier names become names of today."""
+    """A copy of `config` that says what it found: defaults, "all-linear" and earlier names become names of today."""
     config = config.copy()
     if not renamed and config.target_modules not in (None, ALL_LINEAR):
         return config
@@ -175,10 +184,10 @@ def _resolved(
     if not renamed or config.target_modules is None:
         return found
     warnings.warn(
-        f"target_modules={config.target_modules!r} uses module names of an earlier transformers release; in the installed "
-        f"one they are {names if len(names) < 9 else names[:8] + ['...']}. Both work; the saved config has today's.",
+        f"target_modules={config.target_modules!r} uses module names of an earlier transformers release; in the "
+        f"installed one they are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. Both work; the saved config "
+        "has today's.",
         InlayWarning,
         stacklevel=2,
     )
     return found
-

@@ -1,9 +1,9 @@
 """The skeleton of a model: new module objects over the same weights.
 
-`clone_skeleton(model)` shares the `_parameters` and `_buffers` *dict objects* with the original, so `.to()`,
-`.half()`, `load_state_dict(assign=True)` and sharding reach both alike and nothing is held twice. Everything that refers
-back to a module (bound methods, partials, closures, hook handles, small containers) is rebuilt to refer to the clone;
-otherwise an instance-level `forward`, as accelerate's hooks install, would go on calling the original's children.
+`clone_skeleton(model)` shares the `_parameters` and `_buffers` *dict objects* with the original, so
+`.to()`, `.half()`, `load_state_dict(assign=True)` and sharding reach both alike and nothing is held twice. Everything
+that refers back to a module (bound methods, partials, closures, hook handles, small containers) is rebuilt to refer to
+the clone; otherwise an instance-level `forward`, as accelerate's hooks install, would go on calling the original's children.
 
 Private to the clone: batch-norm statistics, `config` and `generation_config`, hooks, and flags such as `training`.
 """
@@ -75,9 +75,9 @@ def _rebind(value: Any, memo: dict[int, Any]) -> Any:
     if kind is types.MethodType:
         return types.MethodType(again(value.__func__), again(value.__self__))
     if kind is functools.partial:
-        clone = functools.partial(again(value.func), *map(again, value.args), **_items(value.keywords, again))
-        clone.__dict__.update(_items(value.__dict__, again))
-        return clone
+        call = functools.partial(again(value.func), *map(again, value.args), **_items(value.keywords, again))
+        call.__dict__.update(_items(value.__dict__, again))
+        return call
     if kind is types.FunctionType:
         return _rebind_closure(value, memo)
     if kind is dict or kind is OrderedDict:
@@ -134,7 +134,7 @@ def _rebind_handle(handle: RemovableHandle, memo: dict[int, Any]) -> RemovableHa
 
 
 def plain_view(module: Any) -> Any:
-    """A second object of the module's original class over the *same* `__dict__`: its adapters included, live both ways."""
+    """A second object of the module's original class over the *same* `__dict__`: adapters included, live both ways."""
     cls = getattr(type(module), "_original_class", type(module))
     view = object.__new__(cls)
     object.__setattr__(view, "__dict__", module.__dict__)

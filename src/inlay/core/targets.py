@@ -8,18 +8,17 @@ the model's library (`aliases`: path today -> path then) match too.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from inlay.config import AdapterConfig
 from inlay.errors import TargetError, did_you_mean
 
-try:  # the parser moved in Python 3.11
-    import re._constants as sre
-    import re._parser as sre_parse
-except ImportError:  # pragma: no cover
-    import sre_constants as sre  # type: ignore[no-redef]
-    import sre_parse  # type: ignore[no-redef]
+# the regex parser moved in Python 3.11
+_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 ALL_LINEAR = "all-linear"
 _MAX_REGEX, _MAX_REPEATS = 4000, 24
@@ -32,11 +31,11 @@ def matches_name(path: str, name: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def compile_regex(pattern: str, field: str) -> re.Pattern[str]:
-    """`pattern` compiled. Raises TargetError if it is not a regex, or one whose matching could take exponential time."""
+    """`pattern` compiled. Raises TargetError if it is no regex, or one whose matching could take exponential time."""
     if len(pattern) > _MAX_REGEX:
         raise TargetError.of(field, pattern, f"a regular expression of at most {_MAX_REGEX} characters")
     try:
-        compiled, tree = re.compile(pattern), sre_parse.parse(pattern)
+        compiled, tree = re.compile(pattern), _parser.parse(pattern)
     except (re.error, RecursionError) as error:
         raise TargetError.of(field, pattern, "a regular expression", str(error)) from None
     if _nested_repeats(tree) or len(re.findall(r"(?<!\\)[*+]", pattern)) > _MAX_REPEATS:
@@ -49,19 +48,18 @@ def compile_regex(pattern: str, field: str) -> re.Pattern[str]:
     return compiled
 
 
-def _nested_repeats(tree: Iterable[object], inside: bool = False) -> bool:
+def _nested_repeats(tree: Iterable[tuple[Any, Any]], inside: bool = False) -> bool:
     """True if an unbounded repeat stands inside another one."""
-    for op, arg in tree:  # type: ignore[misc]
-        if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
-            _, high, body = arg
-            unbounded = high == sre.MAXREPEAT
-            if (unbounded and inside) or _nested_repeats(body, inside or unbounded):
+    for op, arg in tree:
+        kind = str(op)
+        if kind in ("MAX_REPEAT", "MIN_REPEAT"):
+            unbounded = arg[1] == _parser.MAXREPEAT
+            if (unbounded and inside) or _nested_repeats(arg[2], inside or unbounded):
                 return True
-        elif op is sre.SUBPATTERN and _nested_repeats(arg[-1], inside):
-            return True
-        elif op is sre.BRANCH and any(_nested_repeats(branch, inside) for branch in arg[1]):
-            return True
-        elif op in (sre.ASSERT, sre.ASSERT_NOT) and _nested_repeats(arg[1], inside):
+        elif kind == "BRANCH":
+            if any(_nested_repeats(branch, inside) for branch in arg[1]):
+                return True
+        elif kind in ("SUBPATTERN", "ASSERT", "ASSERT_NOT") and _nested_repeats(arg[-1], inside):
             return True
     return False
 

@@ -53,7 +53,9 @@ class AutoPeftModel:
         load = {k: kwargs.pop(k) for k in _LOAD if k in kwargs}
         config = config or load_config(pretrained_model_name_or_path, **hub)
         if config.base_model_name_or_path is None:
-            raise ConfigError.of("base_model_name_or_path", None, "the base's name", "Load it and use PeftModel.from_pretrained.")
+            raise ConfigError.of(
+                "base_model_name_or_path", None, "the base's name", "Load it and use PeftModel.from_pretrained."
+            )
         if cls.task is not None and config.task_type not in (None, cls.task):
             raise ConfigError.of("task_type", config.task_type, f"{cls.task.value} for {cls.__name__}")
         base = cls._base_class(config).from_pretrained(
@@ -70,13 +72,16 @@ class AutoPeftModel:
         if cls.auto_class is not None:
             return getattr(transformers, cls.auto_class)
         if config.task_type is not None:
-            return getattr(transformers, _BY_TASK[config.task_type])
+            return getattr(transformers, _BY_TASK[TaskType(config.task_type)])
         mapping = config.auto_mapping or {}
         name, library = mapping.get("base_model_class", ""), mapping.get("parent_library", "")
         found = getattr(transformers, name, None) if library.partition(".")[0] == "transformers" else None
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
             raise ConfigError.of(
-                "auto_mapping", mapping, "a model class of transformers", "Load the base and use PeftModel.from_pretrained."
+                "auto_mapping",
+                mapping,
+                "a model class of transformers",
+                "Load the base and use PeftModel.from_pretrained.",
             )
         return found
 
@@ -138,4 +143,3 @@ _BY_TASK = {
         AutoPeftModelForFeatureExtraction,
     )
 }
-

@@ -1,8 +1,8 @@
 """Trainer and views.
 
-`transformers.Trainer` asks "is this a PEFT model" through module globals of `transformers.trainer_utils`, filled only if
-a package `peft` is installed. Without an answer it cannot resume from a checkpoint that holds an adapter only, nor load
-the best one. `teach_trainer` gives these globals our classes, once, when the first view of a transformers model is
+`transformers.Trainer` asks "is this a PEFT model" through module globals of `transformers.trainer_utils`, filled only
+if a package `peft` is installed. Without an answer it cannot resume from a checkpoint that holds an adapter only,
+nor load the best one. `teach_trainer` gives these globals our classes, once, when the first view of a transformers model is
 made. No function is replaced but the predicate "is peft there", and a real peft, if installed, stays recognised.
 It is the one change Inlay makes outside its own modules; `forget_trainer()` undoes it.
 """
@@ -42,7 +42,7 @@ def _teach(module_name: str, view_class: type) -> None:
         _BEFORE[module_name, name] = real
         setattr(module, name, view_class if real is _ABSENT else (real, view_class))
     _BEFORE[module_name, "is_peft_available"] = getattr(module, "is_peft_available", _ABSENT)
-    setattr(module, "is_peft_available", _yes)
+    vars(module)["is_peft_available"] = _yes
 
 
 def forget_trainer() -> None:

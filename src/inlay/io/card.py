@@ -23,7 +23,7 @@ model = PeftModel.from_pretrained(base, "{folder}")
 
 
 def write_card(model: nn.Module, folder: str | Path) -> None:
-    """Writes `README.md` into `folder`, or brings the metadata of the one that is there up to date, keeping its text."""
+    """Writes `README.md` into `folder`; of one that is there, only brings the metadata up to date."""
     from huggingface_hub import ModelCard, ModelCardData
 
     config = next(iter(index_of(model).configs.values()))

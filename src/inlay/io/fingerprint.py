@@ -6,8 +6,8 @@
     dtype       of the sampled weights
     samples     {parameter: numbers at evenly spaced positions}, from up to 16 of the base's weight matrices
 
-Samples rather than a digest of them, because the same base may be loaded in another dtype: within one dtype they must be
-equal, across dtypes they may differ by rounding. Weights that are quantised, sharded or on meta are not sampled.
+Samples rather than a digest of them, because the same base may be loaded in another dtype: within one dtype they must
+be equal, across dtypes they may differ by rounding. Weights that are quantised, sharded or on meta are not sampled.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from torch import Tensor, nn
 
 from inlay.config import plain
 from inlay.core.plan import walk
-from inlay.errors import BaseMismatchError, InlayWarning
+from inlay.errors import BaseMismatchError, ConfigError, InlayWarning
 from inlay.io.strict_json import dump_json
 
 _PARAMETERS, _NUMBERS = 16, 8
 _ROUNDING = 2.0**-7  # relative, of bfloat16
 _VOLATILE = frozenset(
-    "_name_or_path name_or_path transformers_version dtype torch_dtype use_cache architectures id2label label2id num_labels "
-    "problem_type quantization_config output_attentions output_hidden_states return_dict tie_word_embeddings "
-    "pad_token_id bos_token_id eos_token_id decoder_start_token_id task_specific_params".split()
+    [
+        *("_name_or_path", "name_or_path", "transformers_version", "architectures", "task_specific_params"),
+        *("dtype", "torch_dtype", "quantization_config", "use_cache", "return_dict", "tie_word_embeddings"),
+        *("id2label", "label2id", "num_labels", "problem_type", "output_attentions", "output_hidden_states"),
+        *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    ]
 )
 
 
@@ -62,8 +65,8 @@ def check_base(saved: Mapping[str, Any], model: nn.Module, where: str) -> None:
     if None not in (saved.get("vocab_size"), now["vocab_size"]) and saved["vocab_size"] != now["vocab_size"]:
         raise BaseMismatchError(
             f"'{where}' was trained on a base with {saved['vocab_size']} embedding rows; this one has "
-            f"{now['vocab_size']}. If tokens were added, call base.resize_token_embeddings({saved['vocab_size']}) first. "
-            + remedy
+            f"{now['vocab_size']}. If tokens were added, call base.resize_token_embeddings({saved['vocab_size']}) "
+            "first. " + remedy
         )
     exact = saved.get("dtype") == now["dtype"]
     samples: Any = saved.get("samples")
@@ -74,7 +77,7 @@ def check_base(saved: Mapping[str, Any], model: nn.Module, where: str) -> None:
         after = _sample(weights[name])
         if len(before) != len(after) or any(not _agree(b, a, exact) for b, a in zip(before, after, strict=True)):
             raise BaseMismatchError(
-                f"'{where}' was trained on another base: its {name} began {before[:3]}, in this model it is {after[:3]} "
+                f"'{where}' was trained on another base: its {name} had {before[:3]}, in this model it has {after[:3]} "
                 f"(class then {saved.get('class')}, now {now['class']}). {remedy}"
             )
     if None not in (saved.get("config"), now["config"]) and saved["config"] != now["config"]:
@@ -127,7 +130,7 @@ def _config_hash(model: Any) -> str | None:
         return None
     try:
         text = dump_json(_stable(plain(data)))
-    except Exception:  # noqa: BLE001 - a config that is not JSON has no hash
+    except ConfigError:  # a config that is not JSON has no hash
         return None
     return hashlib.sha256(text).hexdigest()
 

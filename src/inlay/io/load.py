@@ -312,8 +312,8 @@ def _check_same(index: AdapterIndex, name: str, config: PeftConfig) -> None:
     differ += [k for k in names if _as_set(own.get(k)) != _as_set(new.get(k)) and own.get(k) and new.get(k)]
     if differ:
         raise ConfigError(
-            f"There is an adapter {name!r} already, with another config (they differ in {', '.join(differ)}). Load this "
-            "one under another name, or delete that one first.",
+            f"There is an adapter {name!r} already, with another config (they differ in {', '.join(differ)}). Load "
+            "this one under another name, or delete that one first.",
             "adapter_name",
             name,
         )

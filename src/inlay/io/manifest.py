@@ -81,7 +81,8 @@ def read_manifest(folder: Path, disk: Disk = DISK) -> dict[str, Any] | None:
     version, files = manifest.get("format"), manifest.get("files")
     if type(version) is int and version > MANIFEST_FORMAT:
         raise VersionError(f"'{path}' has format {version}; this Inlay knows {MANIFEST_FORMAT}. Upgrade Inlay.")
-    if version != MANIFEST_FORMAT or not isinstance(files, dict) or not {CONFIG_NAME, WEIGHTS_NAME} <= files.keys():
+    known = type(version) is int and version == MANIFEST_FORMAT
+    if not known or not isinstance(files, dict) or not {CONFIG_NAME, WEIGHTS_NAME} <= files.keys():
         raise CorruptFileError(
             f"'{path}' is not a manifest: expected 'format': {MANIFEST_FORMAT} and 'files' that list {CONFIG_NAME} and "
             f"{WEIGHTS_NAME}. Fetch or save the adapter again."

@@ -1,11 +1,10 @@
-"""Saving adapters: `adapter_config.json`, `adapter_model.safetensors`, a model card, and the manifest, as one transaction."""
+"""Saving adapters: config, `adapter_model.safetensors` and a manifest as one transaction, and a model card."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,7 +84,7 @@ def get_peft_model_state_dict(
 
 
 def save_config(config: PeftConfig, save_directory: str | Path) -> None:
-    """Writes a config alone. In a folder with a manifest the adapter's other files are kept, and covered by the new one."""
+    """Writes a config alone. In a folder with a manifest the adapter's other files stay, covered by the new one."""
     folder = Path(save_directory)
     data = dump_json(config.replaced(inference_mode=True).to_dict())
     if (folder / MANIFEST_NAME).exists():

@@ -53,7 +53,9 @@ def _grad_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return (left.t() @ right).to(dtype)
 
 
-def _low_rank_grads(dy: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _low_rank_grads(
+    dy: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """dh, dA, dB for rows dy, x, h."""
     dh = (dy @ b.to(dy.dtype)).mul_(scale)
     return dh, _grad_product(dh, x, a.dtype), _grad_product(dy, h, b.dtype).mul_(scale)

@@ -145,13 +145,17 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
     with torch.no_grad():
         for adapter in adapters:
             if not adapter.mergeable:
-                raise StateError(f"{type(adapter).__name__} at {path!r} is no change of the weight: it cannot be merged.")
+                raise StateError(
+                    f"{type(adapter).__name__} at {path!r} is no change of the weight: it cannot be merged."
+                )
             if isinstance(adapter, TrainedParameters):
                 now.update({k: v.detach() for k, v in adapter.copies.items()})
                 continue
             w = now.get("weight", start["weight"])
             if not w.is_floating_point() or w.dtype.itemsize < 2:
-                raise StateError(f"{path!r} holds a {w.dtype} weight: merging into quantised layers is not supported yet.")
+                raise StateError(
+                    f"{path!r} holds a {w.dtype} weight: merging into quantised layers is not supported yet."
+                )
             wide = w.float() if w.dtype.itemsize == 2 else w
             now["weight"] = canonical(host, adapter.weight(canonical(host, wide))).contiguous()
             b = now.get("bias", start.get("bias"))
@@ -187,5 +191,3 @@ def _versions(before: dict[str, Any], merged: dict[str, dict[str, nn.Parameter]]
         for key, value in changed.items():
             now.setdefault(id(before[path][key]), set()).add(id(value))
     return any(len(values) > 1 for values in now.values())
-
-

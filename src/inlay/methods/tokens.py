@@ -29,22 +29,28 @@ class TokenRows(Adapter):
 
     def __init__(self, config: PeftConfig, site: Site, indices: Sequence[int], tied_to: TokenRows | None = None):
         super().__init__(config, site)
+        host: Any = site.module
         count = int(site.in_features if site.kind == "embedding" else site.out_features)
         wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < count]
         if wrong or len(set(indices)) != len(indices) or not indices:
             raise ConfigError.of(
-                "trainable_token_indices", wrong or list(indices), f"distinct token indices from 0 to {count - 1} of {site.path!r}"
+                "trainable_token_indices",
+                wrong or list(indices),
+                f"distinct token indices from 0 to {count - 1} of {site.path!r}",
             )
         self.owner = tied_to is None
-        self.register_buffer("indices", torch.tensor(list(indices), device=site.module.weight.device), persistent=False)  # type: ignore[arg-type]
-        self.rows = self.parameter(site, len(indices), site.out_features) if tied_to is None else tied_to.rows
+        self.indices: Tensor
+        self.register_buffer("indices", torch.tensor(list(indices), device=host.weight.device), persistent=False)
+        self.rows: nn.Parameter = (
+            self.parameter(site, len(indices), site.out_features) if tied_to is None else tied_to.rows
+        )
 
-    def reset(self, host: nn.Module) -> None:
+    def reset(self, host: Any) -> None:
         if self.owner:
-            self.rows.copy_(canonical(host, host.weight)[self.indices])  # type: ignore[arg-type, index]
+            self.rows.copy_(canonical(host, host.weight)[self.indices])
 
     def weight(self, w: Tensor) -> Tensor:
-        return w.index_copy(0, self.indices, self.rows.to(w.dtype))  # type: ignore[arg-type]
+        return w.index_copy(0, self.indices, self.rows.to(w.dtype))
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = base(x, *args, **kwargs)
@@ -56,7 +62,7 @@ class TokenRows(Adapter):
         logits = x.to(y.dtype) @ rows.T
         if host.bias is not None:
             logits = logits + host.bias[self.indices]
-        return y.index_copy(-1, self.indices, logits)  # type: ignore[arg-type]
+        return y.index_copy(-1, self.indices, logits)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"token_adapter.trainable_tokens_delta": self.rows} if self.owner else {}

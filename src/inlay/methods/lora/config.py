@@ -94,7 +94,9 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         if tokens is not None:
             for indices in tokens.values() if isinstance(tokens, dict) else [tokens]:
                 if not isinstance(indices, list):
-                    raise ConfigError.of("trainable_token_indices", tokens, "a list of token indices, or a dict of such")
+                    raise ConfigError.of(
+                        "trainable_token_indices", tokens, "a list of token indices, or a dict of such"
+                    )
 
     def rank(self, path: str) -> int:
         """The rank r of the adapter at `path`."""
@@ -108,7 +110,9 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ATTENTION.get(model_type or "")
 
-    def companions(self, modules: Mapping[str, Any], targets: Sequence[str]) -> Iterable[tuple[str, Callable[..., Any]]]:
+    def companions(
+        self, modules: Mapping[str, Any], targets: Sequence[str]
+    ) -> Iterable[tuple[str, Callable[..., Any]]]:
         if self.bias == "all":
             yield from _other_biases(modules, set(targets))
         if self.trainable_token_indices is not None:
@@ -138,9 +142,11 @@ def _token_rows(
     if isinstance(tokens, list):
         embedding = root.get_input_embeddings() if hasattr(root, "get_input_embeddings") else None
         paths = [p for p, m in modules.items() if m is embedding or (embedding is None and p.endswith("embed_tokens"))]
-        wanted = {path: tokens for path in paths[:1]}
+        wanted = dict.fromkeys(paths[:1], tokens)
     else:
-        wanted = {p: indices for name, indices in tokens.items() for p in modules if p == name or p.endswith("." + name)}
+        wanted = {
+            p: indices for name, indices in tokens.items() for p in modules if p == name or p.endswith("." + name)
+        }
     if not wanted:
         raise TargetError.of("trainable_token_indices", tokens, "names of embeddings of the model, as {name: indices}")
     for path, indices in wanted.items():

@@ -19,7 +19,7 @@ from inlay.registry import adapter
 class LoraConv(LowRank):
     r"""W' = W + s B A with A a convolution of the host's shape to r channels and B a pointwise one.
 
-    y = W * x + s B * (A * x)   W: (out, in/g, *k)   A: (r, in/g, *k)   B: (out, r/g, 1...)   g: groups, r divisible by g
+    y = W * x + s B * (A * x)   W: (out, in/g, *k)   A: (r, in/g, *k)   B: (out, r/g, 1...)   g: groups, a divisor of r
     (B A)[o, i] = sum over the r/g channels c of o's group of B[o, c] A[c, i], for every point of the kernel.
     """
 
@@ -28,7 +28,9 @@ class LoraConv(LowRank):
         host: Any = site.module
         self.groups = host.groups
         if self.r % self.groups:
-            raise ConfigError.of("r", self.r, f"a multiple of the {self.groups} groups of the convolution {site.path!r}")
+            raise ConfigError.of(
+                "r", self.r, f"a multiple of the {self.groups} groups of the convolution {site.path!r}"
+            )
         kernel = tuple(host.weight.shape[1:])
         self.A = self.parameter(site, self.r, *kernel)
         self.B = self.parameter(site, site.out_features, self.r // self.groups, *([1] * (len(kernel) - 1)))

@@ -33,19 +33,19 @@ class LowRank(Adapter):
     def bias(self, b: Tensor | None) -> Tensor | None:
         return b if self.b is None or b is None else self.b.to(b.dtype)
 
-    def shifted(self, y: Tensor, host: nn.Module, *spread: int) -> Tensor:
+    def shifted(self, y: Tensor, host: Any, *spread: int) -> Tensor:
         """`y`, computed with the host's bias, with the trained one instead; `spread`: shape the bias takes in y."""
         if self.b is None:
             return y
-        return y + (self.b.to(y.dtype) - host.bias.to(y.dtype)).view(-1, *spread)  # type: ignore[operator, union-attr]
+        return y + (self.b.to(y.dtype) - host.bias.to(y.dtype)).view(-1, *spread)
 
     def dropped(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def tensors(self) -> dict[str, Tensor]:
-        own = {self.a_key: self.A, self.b_key: self.B}
-        return own if self.b is None else {**own, "base_layer.bias": self.b}  # type: ignore[dict-item]
+        own: dict[str, Tensor] = {self.a_key: self.A, self.b_key: self.B}
+        return own if self.b is None else {**own, "base_layer.bias": self.b}
 
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
         return [] if self.b is None else [host.bias]  # type: ignore[list-item]
@@ -111,5 +111,3 @@ def reset_orthogonal(a: Tensor, b: Tensor, r: int) -> None:
     q, _ = torch.linalg.qr(torch.randn(r, r, device=a.device))
     a.copy_(q[0::2].T @ torch.randn(r // 2, a[0].numel(), device=a.device) / 10)
     b.copy_(torch.randn(b.shape[0], r // 2, device=a.device) @ q[1::2] / 10)
-
-
