@@ -149,7 +149,7 @@ class PeftModel(Derived):
             keep_base_dtype=not autocast_adapter_dtype,
             **kwargs,
         )
-        if not is_trainable:
+        if not is_trainable and self.training:
             self.eval()
         return report
 

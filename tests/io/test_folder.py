@@ -70,7 +70,7 @@ def test_round_trip(folder: Path) -> None:
     assert files.verified and files.names == sorted(FILES) and files.has(CONFIG_NAME) and not files.has(PICKLE_NAME)
     assert {name: files.path(name).read_bytes() for name in files.names} == FILES
     assert files.manifest is not None and files.manifest["inlay"] == "1.0" and files.manifest["base"]["sha256"] == "abc"
-    with pytest.raises(MissingFileError, match="has no adapter_model.bin; it has adapter_config.json"):
+    with pytest.raises(MissingFileError, match=r"has no adapter_model.bin; it has adapter_config.json"):
         files.path(PICKLE_NAME)
 
 
@@ -191,7 +191,7 @@ def dangle(path: Path) -> None:
 
 def test_no_folder(tmp_path: Path, peft_folder: Path) -> None:
     for path in (tmp_path / "nothing", peft_folder / CONFIG_NAME, peft_folder / CONFIG_NAME / "below"):
-        with pytest.raises(MissingFileError, match="is not a folder on this machine. An adapter is a folder with"):
+        with pytest.raises(MissingFileError, match=r"is not a folder on this machine. An adapter is a folder with"):
             open_folder(path)
 
 
@@ -214,10 +214,10 @@ def test_any_change_of_a_listed_file_is_found(folder: Path, name: str) -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        with pytest.raises(CorruptFileError, match="delete inlay_manifest.json to load the folder unverified"):
+        with pytest.raises(CorruptFileError, match=r"delete inlay_manifest.json to load the folder unverified"):
             open_folder(folder)
     path.unlink()
-    with pytest.raises(MissingFileError, match="inlay_manifest.json lists it"):
+    with pytest.raises(MissingFileError, match=r"inlay_manifest.json lists it"):
         open_folder(folder)
     path.write_bytes(data + b"\0")
     with pytest.raises(CorruptFileError):
@@ -280,13 +280,13 @@ def test_manifests_that_are_refused(folder: Path, change: dict[str, Any], error:
 def test_a_manifest_with_a_key_twice_is_damaged(folder: Path) -> None:
     text = (folder / MANIFEST_NAME).read_text()
     (folder / MANIFEST_NAME).write_text(text.replace('"format": 1', '"format": 1, "format": 1'))
-    with pytest.raises(CorruptFileError, match="gives the key 'format' twice"):
+    with pytest.raises(CorruptFileError, match=r"gives the key 'format' twice"):
         open_folder(folder)
 
 
 def test_a_pipe_or_device_is_never_waited_for(folder: Path, peft_folder: Path) -> None:
     os.mkfifo(peft_folder / MANIFEST_NAME)
-    with pytest.raises(FileError, match="not a regular file"):
+    with pytest.raises(FileError, match=r"not a regular file"):
         open_folder(peft_folder)
     (folder / WEIGHTS_NAME).unlink()
     (folder / WEIGHTS_NAME).symlink_to("/dev/zero")
@@ -339,7 +339,7 @@ def test_a_folder_in_the_way_is_named_before_anything_changes(peft_folder: Path,
 def test_a_file_where_the_folder_goes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(FileError, match="was not saved.*Not a directory"):
+        with pytest.raises(FileError, match=r"was not saved.*Not a directory"):
             write_folder(path, FILES, {})
     assert (tmp_path / "file").read_bytes() == b"mine"
 
@@ -373,7 +373,7 @@ def test_subfolders(tmp_path: Path, name: str) -> None:
     "name", ["../other", "a/../..", "..", "/etc", "a\\b", "C:x", "C:/x", "//host/x", "a\0b", "a\nb"]
 )
 def test_subfolders_that_lead_out(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="subfolder=.*expected a relative path"):
+    with pytest.raises(ConfigError, match=r"subfolder=.*expected a relative path"):
         subfolder_of(tmp_path / "a", name)
 
 
@@ -382,7 +382,7 @@ def test_a_subfolder_that_is_a_link(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "link").symlink_to("../outside")
     (tmp_path / "a" / "best").symlink_to("inside")
-    with pytest.raises(UnsafeFileError, match="outside.*Pass that path itself"):
+    with pytest.raises(UnsafeFileError, match=r"outside.*Pass that path itself"):
         subfolder_of(tmp_path / "a", "link")
     assert subfolder_of(tmp_path / "a", "best") == tmp_path / "a" / "best"
 

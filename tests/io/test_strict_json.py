@@ -150,7 +150,7 @@ def test_a_sparse_giant_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CorruptFileError, match="is larger than 16777216 bytes"):
+    with pytest.raises(CorruptFileError, match=r"is larger than 16777216 bytes"):
         read_json(path)
 
 

@@ -27,7 +27,9 @@ def encode(header: dict[str, Any] | str, data: bytes = bytes(32), length: int | 
     """A safetensors file by hand. A tensor is given as (dtype, shape, data_offsets)."""
     if isinstance(header, dict):
         keys = ("dtype", "shape", "data_offsets")
-        header = json.dumps({k: dict(zip(keys, v)) if isinstance(v, tuple) else v for k, v in header.items()})
+        header = json.dumps(
+            {k: dict(zip(keys, v, strict=True)) if isinstance(v, tuple) else v for k, v in header.items()}
+        )
     raw = header.encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
 
@@ -97,7 +99,7 @@ def test_every_dtype_of_the_table(path: Path, dtype: str) -> None:
     if DTYPES[dtype].is_floating_point:
         assert read_tensors(path)["a"].dtype == DTYPES[dtype]
     else:
-        with pytest.raises(CorruptFileError, match="'a' has dtype torch.*; expected floating point"):
+        with pytest.raises(CorruptFileError, match=r"'a' has dtype torch.*; expected floating point"):
             read_tensors(path)
 
 
@@ -105,10 +107,10 @@ def test_integers_only_where_expected(path: Path) -> None:
     path.write_bytes(pack_tensors({"w": torch.ones(2), "num_batches_tracked": torch.tensor(7)}))
     back = read_tensors(path, integer_ok=lambda name: name.endswith("num_batches_tracked"))
     assert back["num_batches_tracked"].item() == 7
-    with pytest.raises(CorruptFileError, match="'num_batches_tracked' has dtype torch.int64"):
+    with pytest.raises(CorruptFileError, match=r"'num_batches_tracked' has dtype torch.int64"):
         read_tensors(path, integer_ok=lambda name: name == "w")
     path.write_bytes(pack_tensors({"w": torch.ones(2, dtype=torch.int16)}))
-    with pytest.raises(CorruptFileError, match="torch.int16"):
+    with pytest.raises(CorruptFileError, match=r"torch.int16"):
         read_tensors(path, integer_ok=lambda name: True)
 
 
@@ -126,7 +128,7 @@ def test_not_finite(path: Path, bad: float, dtype: torch.dtype) -> None:
     ):
         read_tensors(path)
     torch.save(tensors, path.with_suffix(".bin"))
-    with pytest.raises(NumericsError, match="'x.lora_A.weight' in '.*bin'"):
+    with pytest.raises(NumericsError, match=r"'x.lora_A.weight' in '.*bin'"):
         read_pickle(path.with_suffix(".bin"), allow_pickle=True)
 
 
@@ -232,7 +234,7 @@ def test_a_huge_header_is_refused_by_its_length(path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000) + b"{")
         file.truncate(300_000_000)  # sparse
-    with pytest.raises(CorruptFileError, match="header of 200000000 bytes is larger than"):
+    with pytest.raises(CorruptFileError, match=r"header of 200000000 bytes is larger than"):
         read_header(path)
 
 
@@ -240,7 +242,7 @@ def test_a_zip_glued_to_the_end(path: Path) -> None:
     path.write_bytes(encode(GOOD))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("x.py", "evil")
-    with pytest.raises(CorruptFileError, match="follow the header"):
+    with pytest.raises(CorruptFileError, match=r"follow the header"):
         read_tensors(path)
 
 
@@ -292,7 +294,7 @@ def test_what_is_no_file(
 
 def test_a_pipe_is_not_waited_for(path: Path) -> None:
     os.mkfifo(path)
-    with pytest.raises(FileError, match="not a regular file"):
+    with pytest.raises(FileError, match=r"not a regular file"):
         read_tensors(path)
 
 
@@ -308,7 +310,7 @@ class Payload:
 
 
 def test_a_pickle_is_refused_before_it_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(UnsafeFileError, match="can run any code.*allow_pickle=True, or convert it once"):
+    with pytest.raises(UnsafeFileError, match=r"can run any code.*allow_pickle=True, or convert it once"):
         read_pickle(tmp_path / "not even there.bin")
 
 
@@ -320,7 +322,7 @@ def test_a_payload_does_not_run(tmp_path: Path, protocol: str) -> None:
         torch.save(payload, path)
     else:
         path.write_bytes(pickle.dumps(payload, protocol=2))
-    with pytest.raises(UnsafeFileError, match="holds more than tensors, or is damaged"):
+    with pytest.raises(UnsafeFileError, match=r"holds more than tensors, or is damaged"):
         read_pickle(path, allow_pickle=True)
     assert not ran.exists()
 
@@ -352,13 +354,13 @@ def test_the_command_that_the_refusal_gives_works(tmp_path: Path) -> None:
 )
 def test_a_pickle_of_something_else(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "x.bin")
-    with pytest.raises(CorruptFileError, match="not a dict of tensors by name"):
+    with pytest.raises(CorruptFileError, match=r"not a dict of tensors by name"):
         read_pickle(tmp_path / "x.bin", allow_pickle=True)
 
 
 def test_integers_in_a_pickle(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2, dtype=torch.int64)}, tmp_path / "x.bin")
-    with pytest.raises(CorruptFileError, match="'a' has dtype torch.int64"):
+    with pytest.raises(CorruptFileError, match=r"'a' has dtype torch.int64"):
         read_pickle(tmp_path / "x.bin", allow_pickle=True)
     assert read_pickle(tmp_path / "x.bin", allow_pickle=True, integer_ok=lambda name: True)
 
@@ -368,5 +370,5 @@ def test_a_truncated_pickle(tmp_path: Path) -> None:
     data = (tmp_path / "x.bin").read_bytes()
     for cut in (0, 1, 2, 10, 100, len(data) // 2, len(data) - 1):
         (tmp_path / "x.bin").write_bytes(data[:cut])
-        with pytest.raises((CorruptFileError, UnsafeFileError), match="is damaged"):
+        with pytest.raises((CorruptFileError, UnsafeFileError), match=r"is damaged"):
             read_pickle(tmp_path / "x.bin", allow_pickle=True)

@@ -12,6 +12,7 @@ from torch import nn
 from inlay.core.active import BASE, ActiveAdapters
 from inlay.core.adapter import Adapter
 from inlay.core.classes import Derived, derive, original_class
+from inlay.core.skeleton import clone_skeleton
 from inlay.errors import StateError, TargetError
 
 
@@ -99,6 +100,15 @@ def place(host: Any, name: str, adapter: Adapter) -> None:
     """Puts `adapter` into an adapted host under `name`."""
     adapter.train(host.training)
     host.adapters[name] = adapter
+
+
+def clone_unadapted(module: nn.Module) -> Any:
+    """A skeleton of `module` in its original classes, over the same weights, without its adapters."""
+    clone = clone_skeleton(module, class_of=original_class)
+    for m in list(clone.modules()):
+        if m.__dict__.pop("active", None) is not None:
+            del m._modules["adapters"]
+    return clone
 
 
 def redirect(module: nn.Module, before: type[nn.Module]) -> None:

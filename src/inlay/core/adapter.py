@@ -33,8 +33,8 @@ class Adapter(nn.Module):
         super().__init__()
 
     def parameter(self, site: Site, *shape: int) -> nn.Parameter:
-        """A new, uninitialised parameter for `site`."""
-        return nn.Parameter(torch.empty(shape, dtype=site.dtype, device=site.device))
+        """A new, uninitialised parameter for `site`; as all of an adapter's, frozen until it is to be trained."""
+        return nn.Parameter(torch.empty(shape, dtype=site.dtype, device=site.device), requires_grad=False)
 
     def reset(self, host: nn.Module) -> None:
         """Initialises the parameters as the config says. Not called when they are about to be loaded."""

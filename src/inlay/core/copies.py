@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
+from inlay.core.adapted import clone_unadapted
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
 from inlay.core.host import Site
-from inlay.core.skeleton import clone_skeleton
 
 
 class TrainedModule(Adapter):
@@ -24,9 +24,9 @@ class TrainedModule(Adapter):
 
     def __init__(self, config: PeftConfig, site: Site):
         super().__init__(config, site)
-        self.module = clone_skeleton(site.module)
+        self.module = clone_unadapted(site.module)
         own_tensors(self.module)
-        self.module.requires_grad_(True)
+        self.module.requires_grad_(False)
 
     def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -50,7 +50,8 @@ class TrainedParameters(Adapter):
     def __init__(self, config: PeftConfig, site: Site, names: list[str]):
         super().__init__(config, site)
         own = site.module._parameters
-        self.copies = nn.ParameterDict({n: nn.Parameter(own[n].detach().clone()) for n in names})  # type: ignore[union-attr]
+        copies = {n: p.detach().clone() for n, p in own.items() if p is not None and n in names}
+        self.copies = nn.ParameterDict({n: nn.Parameter(p, requires_grad=False) for n, p in copies.items()})
 
     def weight(self, w: Tensor) -> Tensor:
         own: Tensor = self.copies.get("weight", w)

@@ -102,8 +102,9 @@ def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False,
 
     `keep_base_dtype` keeps 16-bit bases' dtype for the adapter; `on_meta` makes parameters without memory.
     """
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    tensor = next(tensors, torch.empty(0))
+    tensor: Tensor | None = module._parameters.get("weight")
+    if tensor is None:
+        tensor = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
     dtype = tensor.dtype
     if not dtype.is_floating_point or dtype.itemsize < 2 or (dtype.itemsize == 2 and not keep_base_dtype):
         dtype = torch.float32

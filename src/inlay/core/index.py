@@ -35,13 +35,12 @@ class AdapterIndex:
         self.trainable: set[str] = set()
 
     def add(self, name: str, config: PeftConfig, placements: Sequence[Placement]) -> None:
-        """Puts planned adapters in place. Does not activate them."""
+        """Puts planned adapters in place, inactive and frozen."""
         for p in placements:
             if not is_adapted(p.host):
                 adapt(p.host, self.active)
             self.hosts[p.path] = p.host
             place(p.host, name, p.adapter)
-            p.adapter.requires_grad_(False)
         self.configs[name] = config
         self.placed[name] = {p.path: p.adapter for p in placements}
 

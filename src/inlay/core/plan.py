@@ -185,8 +185,8 @@ def _resolved(
         return found
     warnings.warn(
         f"target_modules={config.target_modules!r} uses module names of an earlier transformers release; in the "
-        f"installed one they are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. Both work; the saved config "
-        "has today's.",
+        f"installed one they are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. Both work; the saved "
+        "config has today's.",
         InlayWarning,
         stacklevel=2,
     )

@@ -1,10 +1,10 @@
 """Trainer and views.
 
-`transformers.Trainer` asks "is this a PEFT model" through module globals of `transformers.trainer_utils`, filled only
-if a package `peft` is installed. Without an answer it cannot resume from a checkpoint that holds an adapter only,
-nor load the best one. `teach_trainer` gives these globals our classes, once, when the first view of a transformers model is
-made. No function is replaced but the predicate "is peft there", and a real peft, if installed, stays recognised.
-It is the one change Inlay makes outside its own modules; `forget_trainer()` undoes it.
+`transformers.Trainer` asks "is this a PEFT model" through module globals of `transformers.trainer_utils`, which are
+filled only if a package `peft` is installed. Without an answer it can neither resume from a checkpoint that holds an
+adapter only nor load the best one. `teach_trainer` gives these globals our classes, once, when the first view of a
+transformers model is made. No function is replaced but the predicate "is peft there", and a real peft, if installed,
+stays recognised. It is the one change Inlay makes outside its own modules; `forget_trainer()` undoes it.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     weights = _matrices(model)
     names = sorted(weights)
     chosen = dict.fromkeys(names[i * len(names) // _PARAMETERS] for i in range(_PARAMETERS)) if names else {}
-    embedding = _embedding(model)
-    table = next((n for n, w in weights.items() if embedding is not None and w is embedding.weight), None)
+    matrix = _embedding_matrix(model)
+    table = next((n for n, w in weights.items() if w is matrix), None)
     if table is not None:
         chosen[table] = None
     return {
         "class": getattr(type(model), "_original_class", type(model)).__name__,
         "config": _config_hash(model),
-        "vocab_size": None if embedding is None else int(embedding.weight.shape[0]),
+        "vocab_size": None if matrix is None else int(matrix.shape[0]),
         "dtype": next((str(weights[n].dtype).removeprefix("torch.") for n in chosen), None),
         "samples": {n: _sample(weights[n]) for n in chosen},
     }
@@ -116,11 +116,13 @@ def _sample(weight: Tensor) -> list[float]:
     return [float(v) for v in weight.detach()[index].float().tolist()]
 
 
-def _embedding(model: Any) -> Any:
+def _embedding_matrix(model: Any) -> Tensor | None:
+    """The input embedding's weight; None for models without a table of tokens (vision, speech)."""
     try:
-        return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     except NotImplementedError:
         return None
+    return embedding.weight if isinstance(embedding, nn.Embedding) else None
 
 
 def _config_hash(model: Any) -> str | None:

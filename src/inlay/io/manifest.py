@@ -2,8 +2,8 @@
 
     {"format": 1, "files": {"adapter_config.json": {"sha256": "...", "size": 1234}, ...}, ...}
 
-It is the commit record of `inlay.io.transaction`, where the protocol is told. A file's bytes stand at its own name or, after
-a save that was cut off, at its staged name; which of the two counts is decided by the sha256 alone.
+It is the commit record of `inlay.io.transaction`, where the protocol is told. A file's bytes stand at its own name or,
+after a save that was cut off, at its staged name; which of the two counts is decided by the sha256 alone.
 """
 
 from __future__ import annotations

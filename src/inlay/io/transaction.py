@@ -15,17 +15,21 @@ and when there was none. Files that belong to no adapter (a tokenizer, a README)
 4. *Roll forward.* Remove the old config (sync), rename the weights and the rest, remove what the old manifest listed
    and the new one does not, and peft's pickle (sync), rename the config (sync).
 
-Why each step is there: without the sync before 3 the manifest could survive a power loss that its files did not; without
-the one after it, files could be replaced beneath the old manifest. Step 1 syncs before it acts because a process sees
-names that are not durable yet. Step 4 takes the config away first and brings it back last, so that readers that know no
-manifest (peft, vLLM) find the old adapter, the new one or none, never a new config with old weights.
+Why each step is there: without the sync before 3 the manifest could survive a power loss that its files did not;
+without the one after it, files could be replaced beneath the old manifest. Step 1 syncs before it acts because a
+process sees names that are not durable yet. Step 4 takes the config away first and brings it back last, so that
+readers that know no manifest (peft, vLLM) find the old adapter, the new one or none, never a new config with old
+weights.
 
 **Failure.** An error before the commit removes what was staged and leaves the old adapter as it was. After the commit
-nothing can be taken back and nothing needs to be: the error says that the adapter is saved, and the next save tidies up.
-An error of the commit itself is decided by whether the staged manifest still stands there.
+nothing can be taken back and nothing needs to be: the error says that the adapter is saved, and the next save tidies
+up. An error of the commit itself is decided by whether the staged manifest still stands there.
 
 **Limits.** Where the file system has no `flock` (NFS, Windows), two simultaneous writers can leave a folder that is
-refused by the next reader, though never misread. A listed file whose removal in step 4 was cut off stays as a stray.
+refused by the next reader, though never misread by Inlay. A file that the old manifest listed and whose removal in
+step 4 was cut off stays as a stray. A tool that overwrites the folder after a save was cut off (and before the next
+one) is not noticed: the staged files still count. `fsync` is as good as the system's own; on macOS it stops at the
+drive's cache.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inlay.core.adapted import clone_unadapted
 from inlay.core.adapter import Adapter
-from inlay.core.classes import original_class
 from inlay.core.copies import TrainedModule, TrainedParameters, own_tensors
 from inlay.core.host import canonical
 from inlay.core.index import AdapterIndex
@@ -39,7 +39,7 @@ def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
         index.require(name)
         if index.is_merged(name):
             raise StateError(f"Adapter {name!r} is merged already: call unmerge_adapter() first.")
-    merged = _merged_parameters(index, names, skip=TrainedModule)
+    merged = _merged_parameters(index, names)
     for path, parameters in merged.items():
         host = index.hosts[path]
         host.__dict__.setdefault(_UNMERGED, host._parameters)
@@ -72,17 +72,14 @@ def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | Non
     if present:
         raise StateError(f"{present} is merged into the weights: call unmerge_adapter() or name it too.")
     before = {path: host.__dict__.get(_UNMERGED, host._parameters) for path, host in index.hosts.items()}
-    merged = _merged_parameters(index, names, skip=(), source=before)
-    plain = clone_skeleton(model, class_of=original_class)
-    plain.__dict__.pop("_inlay", None), plain.__dict__.pop("_base", None)
-    modules = walk(model)
-    clones = dict(zip(modules, walk_plain(plain), strict=True))
-    for path, clone in clones.items():
-        if path in index.hosts:
-            clone._modules.pop("adapters")
-            clone.__dict__.pop("active")
-            clone.__dict__.pop(_UNMERGED, None)
-            clone._parameters = {**before[path], **merged[path]} if path in merged else before[path]
+    merged = _merged_parameters(index, names, source=before)
+    plain = clone_unadapted(model)
+    plain.__dict__.pop("_inlay", None)
+    plain.__dict__.pop("_base", None)
+    clones = walk(plain)
+    for path in index.hosts:
+        clones[path].__dict__.pop(_UNMERGED, None)
+        clones[path]._parameters = {**before[path], **merged[path]} if path in merged else before[path]
     for path in index.hosts:
         trained = [a for n in names if isinstance(a := index.placed[n].get(path), TrainedModule)]
         if trained:
@@ -96,27 +93,8 @@ def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | Non
     return plain
 
 
-def walk_plain(root: nn.Module) -> list[nn.Module]:
-    """`walk(root)`'s modules for a clone that lost its adapted classes: same order, adapters left out."""
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-
-    def visit(module: nn.Module) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        found.append(module)
-        adapted = "active" in module.__dict__ and "adapters" in module._modules
-        for name, child in module._modules.items():
-            if child is not None and not (adapted and name == "adapters"):
-                visit(child)
-
-    visit(root)
-    return found
-
-
 def _merged_parameters(
-    index: AdapterIndex, names: Sequence[str], skip: Any, source: dict[str, Any] | None = None
+    index: AdapterIndex, names: Sequence[str], source: dict[str, Any] | None = None
 ) -> dict[str, dict[str, nn.Parameter]]:
     """path -> the parameters that merging `names` changes. `source`: path -> the parameters to start from."""
     result: dict[str, dict[str, nn.Parameter]] = {}

@@ -28,7 +28,7 @@ class LowRank(Adapter):
         self.dropout, self.init = config.lora_dropout, config.init_lora_weights
         own = getattr(site.module, "bias", None)
         trained = config.bias != "none" and isinstance(own, Tensor)
-        self.b = nn.Parameter(own.detach().clone()) if trained else None  # type: ignore[union-attr]
+        self.b = nn.Parameter(own.detach().clone(), requires_grad=False) if trained else None  # type: ignore[union-attr]
 
     def bias(self, b: Tensor | None) -> Tensor | None:
         return b if self.b is None or b is None else self.b.to(b.dtype)
@@ -37,7 +37,8 @@ class LowRank(Adapter):
         """`y`, computed with the host's bias, with the trained one instead; `spread`: shape the bias takes in y."""
         if self.b is None:
             return y
-        return y + (self.b.to(y.dtype) - host.bias.to(y.dtype)).view(-1, *spread)
+        shift: Tensor = self.b.to(y.dtype) - host.bias.to(y.dtype)
+        return y + shift.view(-1, *spread)
 
     def dropped(self, x: Tensor) -> Tensor:
         """Dropout on the adapter's input, in training."""

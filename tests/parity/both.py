@@ -1,0 +1,158 @@
+"""The two libraries side by side: the same config, the same files, the same numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import inlay
+
+TOLERANCE = 1e-5
+DEPRECATED = "`is_gradient_checkpointing` is deprecated"
+
+
+def spread(model: nn.Module, seed: int = 5, std: float = 0.1) -> None:
+    """Gives everything that is trained a random change, so that nothing saved equals its initial value."""
+    made = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=made) * std)
+
+
+def of_peft(base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, **save: Any) -> Any:
+    """A peft model of a copy of `base` (peft changes its base), its adapter random, saved to `folder`."""
+    torch.manual_seed(1)
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**copy.deepcopy(dict(config))))
+    spread(model)
+    if folder is not None:
+        model.save_pretrained(str(folder), **save)
+    return model.eval()
+
+
+def of_inlay(base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, **save: Any) -> Any:
+    """As `of_peft`, by Inlay: a view of `base`."""
+    torch.manual_seed(1)
+    view = inlay.get_peft_model(base, inlay.LoraConfig(**copy.deepcopy(dict(config))))
+    spread(view)
+    if folder is not None:
+        view.save_pretrained(str(folder), **save)
+    return view.eval()
+
+
+def into_peft(base: nn.Module, folder: Path, **fields: Any) -> Any:
+    """`folder`'s adapter in peft, on a copy of `base`. Fails on any warning, and on a key peft does not use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder), **fields)
+        # peft is silent about keys that have no place: ask it again
+        again = peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(folder)))
+    assert not again.unexpected_keys, again.unexpected_keys
+    return model.eval()
+
+
+def into_inlay(base: nn.Module, folder: Path, **fields: Any) -> Any:
+    """`folder`'s adapter in Inlay, strictly: a missing, unexpected or misshapen key is an error."""
+    return inlay.PeftModel.from_pretrained(base, str(folder), **fields).eval()
+
+
+def output(model: Any, batch: Mapping[str, Tensor] | Tensor) -> Tensor:
+    """The logits, or what a model without any returns first; without gradients."""
+    with torch.no_grad():
+        found = model(batch) if isinstance(batch, Tensor) else model(**batch)
+    if isinstance(found, Tensor):
+        return found
+    if "start_logits" in found:
+        return torch.stack([found.start_logits, found.end_logits])
+    return found.logits if "logits" in found else found[0]
+
+
+def agree(found: Tensor, expected: Tensor, what: str = "") -> None:
+    """Equal to 1e-5: absolutely, or of the largest value where values are larger than one."""
+    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} and {tuple(expected.shape)}"
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    error = float((found.double() - expected.double()).abs().max())
+    assert error <= allowed, f"{what}: they differ by {error:.3g}, allowed {allowed:.3g}"
+
+
+def differ(one: Tensor, other: Tensor, by: float = 1e-2) -> None:
+    """Far enough apart that `agree` on either would tell them from one another."""
+    assert float((one - other).abs().max()) > by
+
+
+def same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same keys, and under each key tensors that agree."""
+    assert set(found) == set(expected), set(found) ^ set(expected)
+    for key, value in expected.items():
+        agree(found[key], value, key)
+
+
+def gradients(library: Any, model: Any) -> dict[str, Tensor]:
+    """The adapter's gradients under the keys of its file."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return library.get_peft_model_state_dict(model, state_dict=found, save_embedding_layers=False)
+
+
+def losses(model: Any, batches: list[Mapping[str, Tensor]], lr: float = 3e-3) -> Tensor:
+    """The losses of one AdamW step per batch."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    found = []
+    for batch in batches:
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
+def layout(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What the weight file holds: key -> (dtype, shape)."""
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        return {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The config file, with lists that mean sets sorted (peft writes them in hash order)."""
+    found = json.loads((folder / "adapter_config.json").read_text())
+    return {k: sorted(v) if isinstance(v, list) and k != "layers_to_transform" else v for k, v in found.items()}
+
+
+def same_settings(mine: Path, theirs: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Every field that Inlay writes is one that peft writes, with its value. `but`: fields compared elsewhere."""
+    expected = settings(theirs)
+    for key, value in settings(mine).items():
+        if key not in but:
+            assert key in expected, f"peft does not know {key!r}"
+            assert value == expected[key], f"{key}: {value!r}, peft writes {expected[key]!r}"
+
+
+def swap(base: nn.Module, config: Mapping[str, Any], batch: Any, folder: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Both ways through the files: what one library saves, the other loads, with equal outputs and equal files."""
+    before = output(base, batch)
+    theirs = of_peft(base, config, folder / "peft")
+    loaded = into_inlay(base, folder / "peft")
+    agree(output(loaded, batch), output(theirs, batch), "saved by peft, loaded by Inlay")
+    differ(output(theirs, batch), before)
+    mine = of_inlay(base, config, folder / "inlay")
+    again = into_peft(base, folder / "inlay")
+    agree(output(again, batch), output(mine, batch), "saved by Inlay, loaded by peft")
+    differ(output(mine, batch), before)
+    assert torch.equal(output(base, batch), before), "the base changed"
+    assert layout(folder / "inlay") == layout(folder / "peft")
+    same_settings(folder / "inlay", folder / "peft", but=but)
+    # and round: what Inlay loaded from peft it saves as peft did
+    loaded.save_pretrained(str(folder / "again"))
+    assert layout(folder / "again") == layout(folder / "peft")
+    same_tensors(peft.load_peft_weights(str(folder / "again")), peft.load_peft_weights(str(folder / "peft")))
