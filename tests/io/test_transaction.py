@@ -571,6 +571,11 @@ def test_waiting_for_the_lock_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_folder(tmp_path, NEW, EXTRA)
 
 
+def can_trace() -> bool:
+    strace = shutil.which("strace")
+    return strace is not None and subprocess.run([strace, "-qo", os.devnull, "true"], check=False).returncode == 0
+
+
 STRACED = """
 import sys
 from inlay.io.transaction import write_folder
@@ -578,7 +583,7 @@ write_folder(sys.argv[1], {"adapter_config.json": b"{}", "adapter_model.safetens
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.skipif(not can_trace(), reason="needs strace, and the right to use it")
 @pytest.mark.parametrize("call", ["openat", "write", "fsync", "rename", "unlink", "close"])
 def test_killed_at_every_system_call(call: str, tmp_path: Path) -> None:
     """The same by the kernel's own count, with the real syncs: nothing is missed that does not go through `Disk`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,27 @@ def spread(model: nn.Module, seed: int = 5, std: float = 0.1) -> None:
                 p.add_(torch.randn(p.shape, generator=made) * std)
 
 
-def of_peft(base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, **save: Any) -> Any:
-    """A peft model of a copy of `base` (peft changes its base), its adapter random, saved to `folder`."""
+def of_peft(
+    base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, prepare: Callable[[Any], object] = spread
+) -> Any:
+    """A peft model of a copy of `base` (peft changes its base), its adapter made random by `prepare`, saved to `folder`."""
     torch.manual_seed(1)
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**copy.deepcopy(dict(config))))
-    spread(model)
+    prepare(model)
     if folder is not None:
-        model.save_pretrained(str(folder), **save)
+        model.save_pretrained(str(folder))
     return model.eval()
 
 
-def of_inlay(base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, **save: Any) -> Any:
+def of_inlay(
+    base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, prepare: Callable[[Any], object] = spread
+) -> Any:
     """As `of_peft`, by Inlay: a view of `base`."""
     torch.manual_seed(1)
     view = inlay.get_peft_model(base, inlay.LoraConfig(**copy.deepcopy(dict(config))))
-    spread(view)
+    prepare(view)
     if folder is not None:
-        view.save_pretrained(str(folder), **save)
+        view.save_pretrained(str(folder))
     return view.eval()
 
 
@@ -129,23 +133,35 @@ def settings(folder: Path) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, list) and k != "layers_to_transform" else v for k, v in found.items()}
 
 
-def same_settings(mine: Path, theirs: Path, *, but: tuple[str, ...] = ()) -> None:
-    """Every field that Inlay writes is one that peft writes, with its value. `but`: fields compared elsewhere."""
-    expected = settings(theirs)
-    for key, value in settings(mine).items():
-        if key not in but:
-            assert key in expected, f"peft does not know {key!r}"
-            assert value == expected[key], f"{key}: {value!r}, peft writes {expected[key]!r}"
+def same_settings(mine: Path, theirs: Path, *, but: Sequence[str] = ()) -> None:
+    """Both config files say the same: a field that one of them leaves out has peft's default in the other.
+
+    `but`: fields that are spelled differently, whose meaning the layout of the weights shows.
+    """
+    found, expected = settings(mine), settings(theirs)
+    default = {**peft.LoraConfig().to_dict(), "peft_type": "LORA", "inference_mode": True}
+    assert found.keys() <= default.keys(), f"peft does not know {found.keys() - default.keys()}"
+    for key in default.keys() - set(but):
+        one, other = found.get(key, default[key]), expected.get(key, default[key])
+        assert one == other, f"{key}: {one!r}, peft writes {other!r}"
 
 
-def swap(base: nn.Module, config: Mapping[str, Any], batch: Any, folder: Path, *, but: tuple[str, ...] = ()) -> None:
+def swap(
+    base: nn.Module,
+    config: Mapping[str, Any],
+    batch: Any,
+    folder: Path,
+    *,
+    prepare: Callable[[Any], object] = spread,
+    but: Sequence[str] = (),
+) -> None:
     """Both ways through the files: what one library saves, the other loads, with equal outputs and equal files."""
     before = output(base, batch)
-    theirs = of_peft(base, config, folder / "peft")
+    theirs = of_peft(base, config, folder / "peft", prepare)
     loaded = into_inlay(base, folder / "peft")
     agree(output(loaded, batch), output(theirs, batch), "saved by peft, loaded by Inlay")
     differ(output(theirs, batch), before)
-    mine = of_inlay(base, config, folder / "inlay")
+    mine = of_inlay(base, config, folder / "inlay", prepare)
     again = into_peft(base, folder / "inlay")
     agree(output(again, batch), output(mine, batch), "saved by Inlay, loaded by peft")
     differ(output(mine, batch), before)

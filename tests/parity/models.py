@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -19,6 +21,8 @@ from transformers import (
     BertForTokenClassification,
     BloomConfig,
     BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -185,8 +189,7 @@ def bert_config(**fields: Any) -> BertConfig:
         num_attention_heads=2,
         max_position_embeddings=16,
         initializer_range=WIDE,
-        num_labels=3,
-        **fields,
+        **{"num_labels": 3, **fields},
     )
 
 
@@ -217,9 +220,50 @@ FAMILIES = {
 HEADED = {
     "bert-seq-cls": Family(lambda: BertForSequenceClassification(bert_config()), labelled, "SEQ_CLS"),
     "bert-token-cls": Family(lambda: BertForTokenClassification(bert_config()), tagged, "TOKEN_CLS"),
-    "bert-qa": Family(lambda: BertForQuestionAnswering(bert_config()), spans, "QUESTION_ANS"),
+    "bert-qa": Family(lambda: BertForQuestionAnswering(bert_config(num_labels=2)), spans, "QUESTION_ANS"),
     "gpt2-seq-cls": Family(
         lambda: GPT2ForSequenceClassification(gpt2_config(num_labels=3)), labelled, "SEQ_CLS", transposed=True
+    ),
+}
+
+
+# embeddings that multiply their rows by a constant
+SCALED = {
+    "bart": Family(
+        lambda: BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=VOCAB,
+                d_model=32,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=48,
+                decoder_ffn_dim=48,
+                max_position_embeddings=16,
+                scale_embedding=True,
+                init_std=WIDE,
+                dropout=0.0,
+            )
+        ),
+        seq2seq,
+        "SEQ_2_SEQ_LM",
+    ),
+    "gemma3": Family(
+        lambda: Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                vocab_size=VOCAB,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                initializer_range=WIDE,
+            )
+        ),
+        language,
+        "CAUSAL_LM",
     ),
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -37,9 +37,14 @@ _VOLATILE = frozenset(
 )
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """The fingerprint of a view's base (its adapters leave no trace in it)."""
-    weights = _matrices(model)
+def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, Any]:
+    """The fingerprint of a view's base (its adapters leave no trace in it).
+
+    Args:
+        brought: ids of the base's parameters that the adapter brings values of its own for, such as a head trained
+            in full: the base may be built with a fresh one each time, so they are not sampled.
+    """
+    weights = {name: w for name, w in _matrices(model).items() if id(w) not in brought}
     names = sorted(weights)
     chosen = dict.fromkeys(names[i * len(names) // _PARAMETERS] for i in range(_PARAMETERS)) if names else {}
     matrix = _embedding_matrix(model)

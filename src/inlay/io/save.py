@@ -55,13 +55,16 @@ def save_pretrained(
         index.require(name)
     for name in names:
         tensors = state_dict_of(index, name, state_dict)
+        brought = {id(p) for path, a in index.placed[name].items() for p in a.replaces(index.hosts[path])}
         if save_embedding_layers:
-            tensors.update(base_embeddings(model, index, name, everything=save_embedding_layers is True))
+            frozen = base_embeddings(model, index, name, everything=save_embedding_layers is True)
+            tensors.update(frozen)
+            brought.update(map(id, frozen.values()))
         if is_main_process:
             config = index.configs[name].replaced(inference_mode=True)
             files = {CONFIG_NAME: dump_json(config.to_dict()), WEIGHTS_NAME: pack_tensors(tensors)}
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-            write_folder(folder, files, {"inlay": version(), "base": fingerprint(model)})
+            write_folder(folder, files, {"inlay": version(), "base": fingerprint(model, brought)})
     if is_main_process:
         write_card(model, save_directory)
 

@@ -1,0 +1,112 @@
+"""What the contract tests need to know of a method: how to make its config. A new method adds an entry to `CASES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inlay import LoraConfig
+from inlay.config import PeftConfig
+from inlay.registry import registered
+from tests.tiny import HOSTS, ids, net
+
+Make = Callable[..., PeftConfig]  # (target_modules=[...]) -> a config whose fresh adapter leaves the output unchanged
+
+CASES: dict[type[PeftConfig], dict[str, Make]] = {
+    LoraConfig: {
+        "plain": lambda **kw: LoraConfig(r=4, lora_alpha=12, **kw),
+        "gaussian-rslora": lambda **kw: LoraConfig(r=2, lora_alpha=3, init_lora_weights="gaussian", use_rslora=True, **kw),
+        "bias": lambda **kw: LoraConfig(r=2, lora_alpha=4, bias="lora_only", **kw),
+        "all-biases": lambda **kw: LoraConfig(r=2, lora_alpha=4, bias="all", **kw),
+        "patterns": lambda **kw: LoraConfig(r=2, rank_pattern={"fc": 4, "conv2": 4}, alpha_pattern={"fc": 5}, **kw),
+        "dropout": lambda **kw: LoraConfig(r=2, lora_dropout=0.5, **kw),
+    }
+}
+
+
+def kinds(config: type[PeftConfig]) -> list[str]:
+    """The kinds of host that a registered config class has adapters for."""
+    return sorted(kind for cls, kind in registered() if cls is config)
+
+
+def methods() -> list[Any]:
+    """(config class, its name, maker) of every registered method and variant, as pytest parameters."""
+    return [
+        pytest.param(config, make, id=f"{config.__name__}-{variant}")
+        for config in dict.fromkeys(cls for cls, _ in registered())
+        for variant, make in CASES.get(config, {}).items()
+    ]
+
+
+def placements() -> list[Any]:
+    """(config class, maker, kind of host), as pytest parameters."""
+    return [
+        pytest.param(*p.values, kind, id=f"{p.id}-{kind}")  # type: ignore[arg-type]
+        for p in methods()
+        for kind in kinds(p.values[0])  # type: ignore[arg-type]
+    ]
+
+
+def targets(config: type[PeftConfig]) -> list[str]:
+    """Every module of `Net` that the method can sit in."""
+    return [path for kind in kinds(config) for path in HOSTS[kind]]
+
+
+def hosts(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """Modules of a kind in float64, each with inputs of several shapes."""
+    from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+    from transformers.pytorch_utils import Conv1D
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64)
+
+    if kind == "linear":
+        inputs = [rand(8), rand(3, 8), rand(2, 3, 8), rand(2, 2, 2, 8), rand(0, 8), rand(8, 3).T]
+        for module in (nn.Linear(8, 6), nn.Linear(8, 6, bias=False), Conv1D(6, 8)):
+            nn.init.normal_(module.weight)
+            yield module, inputs
+    elif kind == "embedding":
+        inputs = [torch.tensor(3), torch.tensor([1, 2, 3]), ids(2, 3), ids(0, 3)]
+        yield nn.Embedding(40, 8), inputs
+        yield nn.Embedding(40, 8, padding_idx=0), inputs
+        yield BartScaledWordEmbedding(40, 8, padding_idx=1, embed_scale=3.0), inputs
+    else:
+        d = int(kind[4])
+        cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1]
+        inputs = [rand(2, 4, *[7, 6, 5][:d]), rand(4, *[7, 6, 5][:d]), rand(0, 4, *[7, 6, 5][:d])]
+        yield cls(4, 6, 3), inputs
+        yield cls(4, 6, (1, 2, 3)[:d], stride=2, padding=1, dilation=1, bias=False), inputs
+        yield cls(4, 6, 3, padding="same", dilation=2, groups=2), inputs
+        yield cls(4, 6, 3, padding=1, padding_mode="circular"), inputs[:2]
+
+
+def operate(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a host of a class from `hosts` computes with another canonical weight and bias, written out here again."""
+    if isinstance(host, nn.Embedding):
+        return weight[x] * float(getattr(host, "embed_scale", 1.0))
+    if isinstance(host, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        padding: Any = host.padding
+        if host.padding_mode == "circular":
+            x, padding = F.pad(x, host._reversed_padding_repeated_twice, mode="circular"), 0
+        return convolve(x, weight, bias, host.stride, padding, host.dilation, host.groups)
+    y = torch.einsum("...i,oi->...o", x, weight)
+    return y if bias is None else y + bias
+
+
+def canonical(host: nn.Module) -> Tensor:
+    """A host's weight as adapters see it: (out, in) for every linear layer."""
+    weight: Any = host.weight
+    return weight.T if type(host).__name__ == "Conv1D" else weight  # type: ignore[no-any-return]
+
+
+def view_of(config: type[PeftConfig], make: Make, base: Any = None, **kwargs: Any) -> Any:
+    """A view of a `Net` with the method in every host it can sit in."""
+    from inlay import get_peft_model
+
+    return get_peft_model(net() if base is None else base, make(target_modules=targets(config)), **kwargs)

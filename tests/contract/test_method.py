@@ -1,0 +1,133 @@
+"""What every method promises for one host: its `weight()` is its formula, and everything else follows from it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from inlay import get_peft_model
+from inlay.config import config_classes
+from inlay.core.adapter import Adapter
+from inlay.registry import registered
+from tests.contract.cases import CASES, Make, canonical, hosts, methods, operate, placements
+from tests.tiny import close, scramble
+
+
+class Holder(nn.Module):
+    """A model that is one host."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.fc = host
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x)
+
+
+def every_host(kind: str, make: Make) -> Any:
+    """(view, its host, inputs) with adapters moved off their initial values."""
+    for host, inputs in hosts(kind):
+        view = get_peft_model(Holder(host).double().eval(), make(target_modules=["fc"]))
+        yield scramble(view, 0.3), view.fc, inputs
+
+
+def test_every_registered_config_has_a_case() -> None:
+    missing = {cls.__name__ for cls, _ in registered()} - {cls.__name__ for cls in CASES}
+    assert not missing, f"add {missing} to tests/contract/cases.py"
+    assert {cls for cls, _ in registered()} <= set(config_classes().values())
+
+
+def test_an_unknown_config_would_fail_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CASES, next(iter(CASES)))
+    with pytest.raises(AssertionError, match="add"):
+        test_every_registered_config_has_a_case()
+
+
+@pytest.mark.parametrize(("config", "make", "kind"), placements())
+def test_forward_is_the_operation_with_the_formulas_weight(config: Any, make: Make, kind: str) -> None:
+    for view, host, inputs in every_host(kind, make):
+        adapter = host.adapters["default"]
+        weight, bias = adapter.weight(canonical(host)), adapter.bias(getattr(host, "bias", None))
+        assert not torch.equal(weight, canonical(host))
+        for x in inputs:
+            close(view(x), operate(host, x, weight, bias))
+
+
+@pytest.mark.parametrize(("config", "make", "kind"), placements())
+def test_gradients_are_those_of_the_formula(config: Any, make: Make, kind: str) -> None:
+    for view, host, inputs in every_host(kind, make):
+        adapter = host.adapters["default"]
+        trained = [p for p in adapter.parameters() if p.requires_grad]
+        assert trained
+        for x in inputs:
+            leaf = x.clone().requires_grad_(x.is_floating_point())
+            wanted = [*trained, *([leaf] if x.is_floating_point() else [])]
+            weight, bias = adapter.weight(canonical(host)), adapter.bias(getattr(host, "bias", None))
+            expected = operate(host, leaf, weight, bias)
+            probe = torch.randn(expected.shape, dtype=expected.dtype)
+            for got, want in zip(
+                torch.autograd.grad((view(leaf) * probe).sum(), wanted, allow_unused=True),
+                torch.autograd.grad((expected * probe).sum(), wanted, allow_unused=True),
+                strict=True,
+            ):
+                zero = torch.zeros(())
+                close(zero.double() if got is None else got, zero.double() if want is None else want)
+
+
+@pytest.mark.parametrize(("config", "make", "kind"), placements())
+def test_a_fresh_adapter_changes_nothing(config: Any, make: Make, kind: str) -> None:
+    for host, inputs in hosts(kind):
+        base = Holder(host).double().eval()
+        view = get_peft_model(base, make(target_modules=["fc"]))
+        for x in inputs:
+            close(view(x), base(x), 1e-7, 1e-7)
+
+
+@pytest.mark.parametrize(("config", "make", "kind"), placements())
+def test_merging_one_host_gives_the_formulas_weight(config: Any, make: Make, kind: str) -> None:
+    for view, host, inputs in every_host(kind, make):
+        adapter = copy.deepcopy(host.adapters["default"])
+        before = canonical(host).detach().clone()
+        outputs = [view(x) for x in inputs]
+        view.merge_adapter()
+        if adapter.mergeable:
+            close(canonical(host), adapter.weight(before))
+        for x, y in zip(inputs, outputs, strict=True):
+            close(view(x), y)
+
+
+@pytest.mark.parametrize(("config", "make", "kind"), placements())
+def test_the_output_has_the_dtype_of_the_bases(config: Any, make: Make, kind: str) -> None:
+    for host, inputs in hosts(kind):
+        base = Holder(host).to(torch.bfloat16).eval()
+        view = scramble(get_peft_model(base, make(target_modules=["fc"])))
+        assert {p.dtype for p in view.fc.adapters["default"].parameters() if p.requires_grad} <= {
+            torch.float32,
+            torch.bfloat16,
+        }
+        for x in inputs:
+            x = x.bfloat16() if x.is_floating_point() else x
+            assert view(x).dtype is base(x).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("config", "make"), methods())
+def test_a_config_survives_its_file(config: Any, make: Make) -> None:
+    given = make(target_modules=["fc"])
+    data = given.to_dict()
+    again = type(given).from_dict(data)
+    assert again == given
+    assert again.to_dict() == data
+
+
+@pytest.mark.parametrize("adapter", dict.fromkeys(registered().values()), ids=lambda cls: cls.__name__)
+def test_the_docstring_states_formula_and_shapes(adapter: type[Adapter]) -> None:
+    text = inspect.getdoc(adapter) or ""
+    assert "doc" not in text[:0] and adapter.__doc__, "its own docstring, not an inherited one"
+    assert re.search(r"(W'|y) = .*W", text), "the formula, W' = ..."
+    assert re.search(r"\b[A-Z]: \([^)]*\)", text), "the shapes, W: (out, in)"
