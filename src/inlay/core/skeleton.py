@@ -2,8 +2,8 @@
 
 `clone_skeleton(model)` shares the `_parameters` and `_buffers` *dict objects* with the original, so `.to()`, `.half()`,
 `load_state_dict(assign=True)` and sharding reach both alike and nothing is held twice. Everything that refers back to a
-module (bound methods, partials, closures, hook handles, small containers) is rebuilt to refer to the clone. Otherwise an
-instance-level `forward`, as accelerate's hooks install one, would go on calling the original's children.
+module (bound methods, partials, closures, hook handles, small containers) is rebuilt to refer to the clone. Otherwise
+an instance-level `forward`, as accelerate's hooks install, would go on calling the original's children.
 
 Private to the clone: batch-norm statistics, `config` and `generation_config`, hooks, and flags such as `training`.
 """

@@ -12,6 +12,7 @@ from inlay.config import PeftConfig
 from inlay.core.index import index_of
 from inlay.errors import ConfigError, FileError, UnsafeFileError
 from inlay.io.card import write_card
+from inlay.io.disk import DISK, reason, write_new
 from inlay.io.fingerprint import fingerprint
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, reading, write_folder
 from inlay.io.keys import base_embeddings, state_dict_of
@@ -99,10 +100,12 @@ def save_config(config: PeftConfig, save_directory: str | Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staged = folder / f".{CONFIG_NAME}.new"
-        staged.write_bytes(data)
-        staged.replace(folder / CONFIG_NAME)
+        staged.unlink(missing_ok=True)
+        write_new(staged, data)
+        DISK.replace(staged, folder / CONFIG_NAME)
+        DISK.fsync_dir(folder)
     except OSError as error:
-        raise FileError(f"'{folder / CONFIG_NAME}' cannot be written: {error.strerror}.") from error
+        raise FileError(f"'{folder / CONFIG_NAME}' cannot be written: {reason(error)}.") from error
 
 
 def version() -> str:
