@@ -32,7 +32,13 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.fc(self.norm(h))))  # type: ignore[no-any-return]
 
 
-HOSTS = {"linear": ["fc", "head"], "embedding": ["embed"], "conv1d": ["conv1"], "conv2d": ["conv2"], "conv3d": ["conv3"]}
+HOSTS = {
+    "linear": ["fc", "head"],
+    "embedding": ["embed"],
+    "conv1d": ["conv1"],
+    "conv2d": ["conv2"],
+    "conv3d": ["conv3"],
+}
 """Kind of host -> its paths in `Net`."""
 
 

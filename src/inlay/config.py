@@ -232,6 +232,16 @@ class AdapterConfig(PeftConfig):
         if self.layers_pattern and indices is None:
             raise ConfigError.of("layers_pattern", self.layers_pattern, "None unless layers_to_transform is given")
 
+    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
+        """Writes into this config, which will be saved, what other readers of the file do not see for themselves.
+
+        Args:
+            heads: modules that are trained along with the adapter for the sake of its task.
+            hosts: the modules that are targeted.
+        """
+        if heads:
+            self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or ()), *heads]))
+
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         """The method's `target_modules` for a model type when none are given; None if there are none."""
         return None

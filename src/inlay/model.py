@@ -43,6 +43,7 @@ class PeftModel(Derived):
     _base: nn.Module
     heads: ClassVar[tuple[str, ...]] = ()  # modules trained along with the adapter, if the model has them
     prefix = "lora_"
+    _hf_peft_config_loaded = True  # transformers asks for it; on the class, so that a merged model is free of it
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if hasattr(cls, "_original_class"):  # a view's class: e.g. nn.Sequential slicing

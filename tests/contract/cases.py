@@ -20,7 +20,9 @@ Make = Callable[..., PeftConfig]  # (target_modules=[...]) -> a config whose fre
 CASES: dict[type[PeftConfig], dict[str, Make]] = {
     LoraConfig: {
         "plain": lambda **kw: LoraConfig(r=4, lora_alpha=12, **kw),
-        "gaussian-rslora": lambda **kw: LoraConfig(r=2, lora_alpha=3, init_lora_weights="gaussian", use_rslora=True, **kw),
+        "gaussian-rslora": lambda **kw: LoraConfig(
+            r=2, lora_alpha=3, init_lora_weights="gaussian", use_rslora=True, **kw
+        ),
         "bias": lambda **kw: LoraConfig(r=2, lora_alpha=4, bias="lora_only", **kw),
         "all-biases": lambda **kw: LoraConfig(r=2, lora_alpha=4, bias="all", **kw),
         "patterns": lambda **kw: LoraConfig(r=2, rank_pattern={"fc": 4, "conv2": 4}, alpha_pattern={"fc": 5}, **kw),
@@ -71,7 +73,12 @@ def hosts(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
             nn.init.normal_(module.weight)
             yield module, inputs
     elif kind == "embedding":
-        inputs = [torch.tensor(3), torch.tensor([1, 2, 3]), ids(2, 3), ids(0, 3)]
+        inputs = [
+            torch.tensor(3),
+            torch.tensor([2, 3, 4, 3]),
+            ids(2, 3) + 2,
+            ids(0, 3),
+        ]  # no padding: its row has no gradient
         yield nn.Embedding(40, 8), inputs
         yield nn.Embedding(40, 8, padding_idx=0), inputs
         yield BartScaledWordEmbedding(40, 8, padding_idx=1, embed_scale=3.0), inputs

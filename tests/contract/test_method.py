@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from typing import Any
 
@@ -127,7 +126,6 @@ def test_a_config_survives_its_file(config: Any, make: Make) -> None:
 
 @pytest.mark.parametrize("adapter", dict.fromkeys(registered().values()), ids=lambda cls: cls.__name__)
 def test_the_docstring_states_formula_and_shapes(adapter: type[Adapter]) -> None:
-    text = inspect.getdoc(adapter) or ""
-    assert "doc" not in text[:0] and adapter.__doc__, "its own docstring, not an inherited one"
+    text = vars(adapter).get("__doc__") or ""  # its own, not an inherited one
     assert re.search(r"(W'|y) = .*W", text), "the formula, W' = ..."
     assert re.search(r"\b[A-Z]: \([^)]*\)", text), "the shapes, W: (out, in)"

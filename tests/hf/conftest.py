@@ -19,7 +19,6 @@ FOREIGN = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.filterwarnings("error"))
             for warning in FOREIGN:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from inlay import get_peft_model
 from inlay.errors import StateError
 
 from . import tiny
 from .tiny import fill, gradients, lora, view_of
 
 KINDS = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+
+
+# torch's, of a checkpointed forward pass without gradients
+NO_GRAD = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
 
 
 def checkpoint(model: Any, reentrant: bool) -> None:
@@ -135,6 +138,7 @@ def test_rows_of_a_mixed_batch_are_part_of_the_state(reentrant: bool) -> None:
         loss.backward()
 
 
+@NO_GRAD
 @KINDS
 def test_back_in_the_same_state_is_right(reentrant: bool) -> None:
     expected = backward(two(None), "llama")
@@ -156,6 +160,7 @@ def preference_loss(view: Any, reference_grad: bool = False) -> torch.Tensor:
     return torch.sigmoid(policy - reference.detach())
 
 
+@NO_GRAD
 @pytest.mark.parametrize("reference_grad", [False, True])
 @KINDS
 def test_a_reference_pass_in_between_is_right(reentrant: bool, reference_grad: bool) -> None:
@@ -165,6 +170,7 @@ def test_a_reference_pass_in_between_is_right(reentrant: bool, reference_grad: b
     assert_close(gradients(view), gradients(plain))
 
 
+@NO_GRAD
 @KINDS
 def test_a_reference_adapter_in_between_is_right(reentrant: bool) -> None:
     """As DPO has it with `ref_adapter_name`: switch, forward without gradients, switch back."""

@@ -12,7 +12,6 @@ from transformers import pipeline
 from transformers.utils import logging as hf_logging
 
 from inlay import PeftModel, get_peft_model
-
 from inlay.errors import StateError
 
 from . import tiny
@@ -24,6 +23,7 @@ MODES: dict[str, dict[str, Any]] = {
     "beam": {"num_beams": 3, "do_sample": False},
     "sample": {"do_sample": True, "top_k": 8},
 }
+SLOW_MAMBA = ("falling back to its reference", "fast path is not available")  # said of the plain model too
 
 
 @pytest.fixture
@@ -32,8 +32,9 @@ def no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     hf_logging.enable_propagation()
     yield
     hf_logging.disable_propagation()
-    said = [r.getMessage() for when in ("setup", "call") for r in caplog.get_records(when) if r.levelno >= logging.WARNING]
-    assert said == []
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    said = [r.getMessage() for r in records if r.levelno >= logging.WARNING]
+    assert [text for text in said if not any(known in text for known in SLOW_MAMBA)] == []
 
 
 def prompt(rows: int = 2) -> dict[str, torch.Tensor]:

@@ -42,7 +42,8 @@ def base(family: str, cls: Any = None, **changes: Any) -> Any:
     if family == "llama":
         wide |= {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
         wide |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
-        config, default = LlamaConfig(**wide, pad_token_id=0, bos_token_id=1, eos_token_id=2, **changes), LlamaForCausalLM
+        wide |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config, default = LlamaConfig(**wide, **changes), LlamaForCausalLM
     elif family == "bloom":
         config = BloomConfig(**wide, vocab_size=VOCAB, hidden_size=16, n_layer=2, n_head=2, pad_token_id=3, **changes)
         default = BloomForCausalLM
@@ -81,7 +82,7 @@ def fill(view: Any, seed: int = 5, name: str | None = None) -> Any:
     """Gives the adapters (or one) values, the same for the same seed: fresh ones would be zero. Returns the view."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for key, p in sorted(adapter_parameters(view, name).items()):
+        for _, p in sorted(adapter_parameters(view, name).items()):
             p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
     return view
 
@@ -125,7 +126,7 @@ def logits(model: Any, family: str = "llama") -> torch.Tensor:
         return model(**batch(family)).logits
 
 
-def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
+def arguments(folder: Path | str, cls: Any = TrainingArguments, **changes: Any) -> Any:
     """Quiet training arguments: 6 steps of 2 rows on the CPU."""
     common: dict[str, Any] = {
         "output_dir": str(folder),
@@ -140,7 +141,7 @@ def arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
         "dataloader_pin_memory": False,
         "seed": 3,
     }
-    return TrainingArguments(**{**common, **changes})
+    return cls(**{**common, **changes})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

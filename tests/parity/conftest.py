@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("peft", minversion="0.21.2")
 
-from .both import DEPRECATED  # noqa: E402
+from .both import DEPRECATED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,8 +82,8 @@ def text(seed: int, low: int = 3) -> torch.Tensor:
     return torch.randint(low, VOCAB, (2, 7), generator=torch.Generator().manual_seed(seed))
 
 
-def language(seed: int) -> dict[str, torch.Tensor]:
-    ids = text(seed)
+def language(seed: int, low: int = 3) -> dict[str, torch.Tensor]:
+    ids = text(seed, low)
     mask = torch.ones_like(ids)
     mask[1, -2:] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
@@ -108,7 +108,10 @@ def spans(seed: int) -> dict[str, torch.Tensor]:
 
 def images(seed: int) -> dict[str, torch.Tensor]:
     made = torch.Generator().manual_seed(seed)
-    return {"pixel_values": torch.randn(2, 3, 8, 8, generator=made), "labels": torch.randint(0, 3, (2,), generator=made)}
+    return {
+        "pixel_values": torch.randn(2, 3, 8, 8, generator=made),
+        "labels": torch.randint(0, 3, (2,), generator=made),
+    }
 
 
 def llama(**fields: Any) -> Any:

@@ -25,19 +25,20 @@ class Adapted(Derived):
     _label = "Adapted"
     adapters: nn.ModuleDict
     active: ActiveAdapters
+    _modules: dict[str, Any]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         active = self.active
         if not torch.compiler.is_compiling():
             active.check()
         if active.disabled:
-            return super().forward(*args, **kwargs)
+            return self._composed(())(*args, **kwargs)
         if active.rows is not None:
             return self._forward_rows(active.rows, *args, **kwargs)
         return self._composed(active.names)(*args, **kwargs)
 
     def _composed(self, names: tuple[str, ...]) -> Any:
-        f: Any = super().forward
+        f: Any = super().forward if len(self._modules) == 1 else self._forward_alone
         placed = self.adapters._modules
         live: list[Any] = []
         for name in names:
@@ -49,6 +50,13 @@ class Adapted(Derived):
         for adapter in live:
             f = functools.partial(adapter, f, host=self)
         return f
+
+    def _forward_alone(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own forward where it has children, over which it may iterate: `adapters` is none of them."""
+        host: Any = object.__new__(self._original_class)
+        children = {k: m for k, m in self._modules.items() if k != "adapters"}
+        host.__dict__.update(self.__dict__, _modules=children)
+        return self._original_class.forward(host, *args, **kwargs)
 
     def _forward_rows(self, rows: tuple[str, ...], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """One adapter name per row of the batch; a row may stand for several consecutive ones (beams)."""
@@ -88,12 +96,10 @@ def adapt(host: Any, active: ActiveAdapters) -> None:
 
 def restore(host: Any) -> None:
     """Undoes `adapt`."""
-    adapted, before = type(host), original_class(host)
+    adapted = type(host)
     del host.adapters, host.active
-    host.__class__ = before
-    for key, value in list(host.__dict__.items()):
-        if isinstance(value, types.MethodType) and value.__func__ is adapted.forward:
-            host.__dict__[key] = types.MethodType(before.forward, host)
+    host.__class__ = original_class(host)
+    redirect(host, adapted)
 
 
 def place(host: Any, name: str, adapter: Adapter) -> None:
@@ -105,7 +111,8 @@ def place(host: Any, name: str, adapter: Adapter) -> None:
 def clone_unadapted(module: nn.Module) -> Any:
     """A skeleton of `module` in its original classes, over the same weights, without its adapters."""
     clone = clone_skeleton(module, class_of=original_class)
-    for m in list(clone.modules()):
+    for m, source in zip(list(clone.modules()), module.modules(), strict=True):
+        redirect(m, type(source))
         if m.__dict__.pop("active", None) is not None:
             del m._modules["adapters"]
     return clone

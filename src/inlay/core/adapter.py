@@ -21,10 +21,12 @@ class Adapter(nn.Module):
     Class attributes:
         reads_weight: the method needs W itself (it is no additive change of the output), so it is innermost in a
             host's composition, and a host takes only one such active adapter.
+        replaces_host: it is a stand-in for the whole host, whose children are then not called.
         mergeable: False for methods that have no `weight`.
     """
 
     reads_weight: ClassVar[bool] = False
+    replaces_host: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
 
     merged = False  # whether the host's weight includes this adapter at present

@@ -26,7 +26,9 @@ class Derived(_Module):
     _label: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._original_class(*args, **kwargs)  # e.g. nn.Sequential slicing calls type(self)(...)
+        if args or kwargs:
+            return cls._original_class(*args, **kwargs)  # e.g. nn.Sequential slicing calls type(self)(...)
+        return object.__new__(cls)  # nn.DataParallel makes replicas so
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self._mixin, self._original_class), self.__dict__.copy()

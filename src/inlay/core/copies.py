@@ -20,7 +20,7 @@ class TrainedModule(Adapter):
     M' starts as M. Keys on disk: the module's own, `classifier.weight`.
     """
 
-    reads_weight = True
+    reads_weight = replaces_host = True
 
     def __init__(self, config: PeftConfig, site: Site):
         super().__init__(config, site)
@@ -43,15 +43,16 @@ class TrainedParameters(Adapter):
 
     Args:
         names: which parameters; the others stay the host's.
+        made: id of a parameter -> its copy, of the same adapter elsewhere: parameters that are tied stay tied.
     """
 
     reads_weight = True
 
-    def __init__(self, config: PeftConfig, site: Site, names: list[str]):
+    def __init__(self, config: PeftConfig, site: Site, names: list[str], made: dict[int, nn.Parameter] | None = None):
         super().__init__(config, site)
-        own = site.module._parameters
-        copies = {n: p.detach().clone() for n, p in own.items() if p is not None and n in names}
-        self.copies = nn.ParameterDict({n: nn.Parameter(p, requires_grad=False) for n, p in copies.items()})
+        made = {} if made is None else made
+        own = {n: p for n, p in site.module._parameters.items() if p is not None and n in names}
+        self.copies = nn.ParameterDict({n: made.setdefault(id(p), _copy(p)) for n, p in own.items()})
 
     def weight(self, w: Tensor) -> Tensor:
         own: Tensor = self.copies.get("weight", w)

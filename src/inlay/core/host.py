@@ -33,7 +33,10 @@ _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 # children that their parent never calls (it reads their weights), at least on some path: adapting them has no effect
 _UNREACHED = {
     "torch.nn.modules.activation.MultiheadAttention": ("out_proj",),
-    "torch.nn.modules.transformer.TransformerEncoderLayer": ("linear1", "linear2", "self_attn.out_proj"),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": (
+        *("self_attn", "self_attn.out_proj"),
+        *("linear1", "linear2", "norm1", "norm2"),
+    ),
 }
 
 
@@ -85,7 +88,7 @@ class Site:
         """Columns of the canonical weight (embedding: number of rows of the table)."""
         m: Any = self.module
         if self.kind == "linear":
-            return int(m.nx if is_transposed(m) and hasattr(m, "nx") else getattr(m, "in_features", m.weight.shape[-1]))
+            return int(m.nx if is_transposed(m) else getattr(m, "in_features", m.weight.shape[-1]))
         return int(m.num_embeddings if self.kind == "embedding" else m.in_channels)
 
     @property
@@ -97,8 +100,18 @@ class Site:
         return int(m.embedding_dim if self.kind == "embedding" else m.out_channels)
 
 
+def offloaded_to(module: nn.Module) -> torch.device | None:
+    """Where `module` computes if accelerate keeps weights of it elsewhere: between calls they are on meta."""
+    for m in module.modules():
+        hook = m.__dict__.get("_hf_hook")
+        for h in getattr(hook, "hooks", (hook,)):
+            if getattr(h, "offload", False):
+                return torch.device("cpu" if h.execution_device is None else h.execution_device)
+    return None
+
+
 def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False, on_meta: bool = False) -> Site:
-    """The site of `module`: parameters on its device; float32 for 16-bit and quantised bases, else the base's dtype.
+    """The site of `module`: parameters where it computes; float32 for 16-bit and quantised bases, else its dtype.
 
     `keep_base_dtype` keeps 16-bit bases' dtype for the adapter; `on_meta` makes parameters without memory.
     """
@@ -108,7 +121,12 @@ def site(path: str, module: nn.Module, kind: str, keep_base_dtype: bool = False,
     dtype = tensor.dtype
     if not dtype.is_floating_point or dtype.itemsize < 2 or (dtype.itemsize == 2 and not keep_base_dtype):
         dtype = torch.float32
-    return Site(path, module, kind, dtype, torch.device("meta") if on_meta else tensor.device)
+    device = tensor.device
+    if on_meta:
+        device = torch.device("meta")
+    elif device.type == "meta":
+        device = offloaded_to(module) or device
+    return Site(path, module, kind, dtype, device)
 
 
 def canonical(host: nn.Module, weight: Tensor) -> Tensor:

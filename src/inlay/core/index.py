@@ -61,26 +61,32 @@ class AdapterIndex:
 
     def activate(self, names: Sequence[str]) -> None:
         """Makes `names` the active adapters. Raises StateError for unknown names and impossible combinations."""
-        for name in names:
-            self.require(name)
+        names = list(dict.fromkeys(names))
+        self.check_together(names)
         if self.merged and tuple(names) != self.active.names:
             raise StateError(
                 f"{', '.join(map(repr, self.merged))} is merged into the weights: call unmerge_adapter() before "
                 "switching."
             )
-        if len(names) > 1:
-            self._check_together(names)
         self.active.set(names)
 
-    def _check_together(self, names: Sequence[str]) -> None:
-        owner: dict[str, str] = {}
-        for name in dict.fromkeys(names):
+    def check_together(self, names: Sequence[str]) -> None:
+        """Raises StateError for unknown names, and for adapters of which one would make another's part in it void."""
+        for name in names:
+            self.require(name)
+        whole = {p: n for n in names for p, a in self.placed[n].items() if a.replaces_host} if len(names) > 1 else {}
+        owner: dict[object, str] = {}
+        for name in names:
             for path, adapter in self.placed[name].items():
-                if adapter.reads_weight and owner.setdefault(path, name) != name:
-                    raise StateError(
-                        f"Adapters {owner[path]!r} and {name!r} cannot be active together: both replace the weight of "
-                        f"{path!r}. Activate one at a time, or merge one."
-                    )
+                around = [p for p in whole if path.startswith(p + ".")]
+                claims = [path] if adapter.reads_weight else []
+                for claim in (*around, *claims, *map(id, adapter.replaces(self.hosts[path]))):
+                    other = whole[claim] if claim in around else owner.setdefault(claim, name)
+                    if other != name:
+                        raise StateError(
+                            f"Adapters {other!r} and {name!r} cannot be active together: both replace parameters of "
+                            f"{path!r}. Activate one at a time."
+                        )
 
     def train(self, names: Sequence[str]) -> None:
         """Makes exactly `names` require gradients."""

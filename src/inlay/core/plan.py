@@ -17,8 +17,9 @@ from inlay import registry
 from inlay.config import AdapterConfig
 from inlay.core.adapted import Adapted, check_reachable
 from inlay.core.adapter import Adapter
+from inlay.core.classes import original_class
 from inlay.core.copies import TrainedModule
-from inlay.core.host import kind_of, site, unreached_children
+from inlay.core.host import kind_of, offloaded_to, site, unreached_children
 from inlay.core.targets import ALL_LINEAR, matches_name, meant_by, select
 from inlay.errors import ConfigError, InlayWarning, TargetError
 
@@ -105,12 +106,8 @@ def plan(
         linear=_linear_paths(root, free) - unreached,
         aliases=lasting,
     )
-    for path in unreached.intersection(chosen):
-        raise TargetError(
-            f"target_modules: {path!r} is never called by its parent (its weights are read directly), so an adapter in "
-            "it would have no effect. Leave it out, or adapt the layers around it."
-        )
     config = _resolved(config, chosen, renamed, free)
+    config.note(heads, [modules[path] for path in chosen])
     placements = []
     for path in chosen:
         host = modules[path]
@@ -131,7 +128,7 @@ def plan(
     for path in trained:
         at = site(path, modules[path], "module", keep_base_dtype, not init)
         placements.append(Placement(path, modules[path], TrainedModule(config, at)))
-    _check_hosts(placements)
+    _check_hosts(placements, unreached)
     if init:
         with torch.no_grad():
             for p in placements:
@@ -139,10 +136,25 @@ def plan(
     return placements, config
 
 
-def _check_hosts(placements: list[Placement]) -> None:
+def _check_hosts(placements: list[Placement], unreached: Collection[str]) -> None:
     seen: set[str] = set()
     for p in placements:
+        if p.path in unreached:
+            raise TargetError(
+                f"{p.path!r} is not called by its parent, which reads its weights directly (on some paths at least), so "
+                "adapting or training it would have no effect. Leave it out, or take the module around it."
+            )
+        if original_class(p.host).forward is nn.Module.forward:
+            raise TargetError(
+                f"{p.path!r} is a {original_class(p.host).__name__}, a container that is never called: name the modules "
+                "in it."
+            )
         check_reachable(p.host)
+        if p.adapter.reads_weight and offloaded_to(p.host) is not None:
+            raise TargetError(
+                f"{p.path!r} cannot be trained in full, nor by a method that needs its weight: accelerate keeps that "
+                "weight elsewhere (offloaded). Give this module a device in the device_map."
+            )
         if p.path in seen:
             raise TargetError(
                 f"{p.path!r} is meant twice: by target_modules and as a module or tokens to train in full."
@@ -156,10 +168,13 @@ def _modules_to_save(
     heads: Collection[str],
     aliases: Callable[[], Mapping[str, str]],
 ) -> list[str]:
-    """Paths of the modules to train in full. The task's `heads` may be absent; names the user gave may not."""
+    """Paths of the modules to train in full: those that end in a name, be it in mid-word, as in peft.
+
+    The task's `heads` may be absent; names the user gave may not.
+    """
     given = [n for n in config.modules_to_save or () if n not in heads]
-    found = set(meant_by(given, "modules_to_save", modules, aliases)[0]) if given else set()
-    found.update(p for p in modules if any(matches_name(p, h) for h in heads))
+    found = set(meant_by(given, "modules_to_save", modules, aliases, str.endswith)[0]) if given else set()
+    found.update(p for p in modules if p.endswith(tuple(heads)))
     outermost = [p for p in modules if p in found and not any(p.startswith(q + ".") for q in found)]
     return outermost
 

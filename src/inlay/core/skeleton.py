@@ -15,7 +15,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -64,58 +64,87 @@ def clone_skeleton(model: nn.Module, class_of: Callable[[nn.Module], type] = typ
 
 
 def _rebind(value: Any, memo: dict[int, Any]) -> Any:
-    """`value` with every reference to a cloned module replaced by its clone."""
+    """`value` with every reference to a cloned module replaced by its clone; containers are made anew in any case."""
     known = memo.get(id(value))
     if known is not None:
         return known
     kind = type(value)
-    again = functools.partial(_rebind, memo=memo)
     if kind in _ATOMS:
         return value
-    if kind is types.MethodType:
-        return types.MethodType(again(value.__func__), again(value.__self__))
-    if kind is functools.partial:
-        call = functools.partial(again(value.func), *map(again, value.args), **_items(value.keywords, again))
-        call.__dict__.update(_items(value.__dict__, again))
-        return call
-    if kind is types.FunctionType:
-        return _rebind_closure(value, memo)
     if kind is dict or kind is OrderedDict:
         clone = memo[id(value)] = kind()
-        clone.update(_items(value, again))
+        clone.update((k, _rebind(v, memo)) for k, v in value.items())
         return clone
     if kind in (list, tuple, set):
-        return kind(map(again, value))
+        return kind(_rebind(v, memo) for v in value)
     if kind is RemovableHandle:
         return _rebind_handle(value, memo)
-    if kind is weakref.ReferenceType and id(value()) in memo:
-        return weakref.ref(memo[id(value())])
-    return value
+    if not _refers(value, memo, set()):
+        return value
+    if kind is types.FunctionType:
+        return _rebind_function(value, memo)
+    if kind is types.MethodType:
+        return types.MethodType(_led(value.__func__, memo), _led(value.__self__, memo))
+    if kind is functools.partial:
+        keywords = {k: _led(v, memo) for k, v in value.keywords.items()}
+        partial = functools.partial(_led(value.func, memo), *(_led(v, memo) for v in value.args), **keywords)
+        partial.__dict__.update((k, _led(v, memo)) for k, v in value.__dict__.items())
+        return partial
+    return weakref.ref(memo[id(value())])
 
 
-def _items(mapping: Any, again: Callable[[Any], Any]) -> dict[Any, Any]:
-    return {k: again(v) for k, v in mapping.items()}
+def _led(value: Any, memo: dict[int, Any]) -> Any:
+    """`_rebind(value)` if a cloned module can be reached from `value`, else `value` itself, which it may share."""
+    return _rebind(value, memo) if _refers(value, memo, set()) else value
 
 
-def _rebind_closure(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A function whose closure holds a cloned module (or something bound to one), over the clone instead."""
+def _refers(value: Any, memo: dict[int, Any], seen: set[int]) -> bool:
+    """True if a cloned module can be reached from `value`. `seen`: what was looked at already."""
+    if id(value) in memo:
+        return True
+    if type(value) in _ATOMS or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_refers(part, memo, seen) for part in _parts(value))
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What `_rebind` looks at in `value`."""
+    kind = type(value)
+    if kind is dict or kind is OrderedDict:
+        return list(value.values())
+    if kind in (list, tuple, set):
+        return list(value)
+    if kind is types.MethodType:
+        return [value.__func__, value.__self__]
+    if kind is functools.partial:
+        return [value.func, *value.args, *value.keywords.values(), *value.__dict__.values()]
+    if kind is types.FunctionType:
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values()]
+    return [value()] if kind is weakref.ReferenceType else []
+
+
+def _content(cell: Any) -> Any:
     try:
-        contents = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:  # a cell that is still empty
-        return function
-    callables = (nn.Module, types.MethodType, functools.partial, types.FunctionType)
-    rebound = [_rebind(c, memo) if isinstance(c, callables) and c is not function else c for c in contents]
-    if all(new is old or new == old for new, old in zip(rebound, contents, strict=True)):
-        return function
-    clone = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        tuple(types.CellType(c) for c in rebound),
-    )
-    clone.__kwdefaults__ = function.__kwdefaults__
-    clone.__dict__.update(function.__dict__)
+        return cell.cell_contents
+    except ValueError:  # still empty
+        return None
+
+
+def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function over whose closure or defaults a module is reached, over the clone instead; other cells are shared."""
+    own = [_refers(_content(cell), memo, set()) for cell in function.__closure__ or ()]
+    cells = tuple(types.CellType() if mine else c for mine, c in zip(own, function.__closure__ or (), strict=True))
+    clone = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+    memo[id(function)] = clone  # before its cells: functions may hold each other
+    for mine, cell, before in zip(own, cells, function.__closure__ or (), strict=True):
+        if mine:
+            cell.cell_contents = _rebind(before.cell_contents, memo)
+    clone.__defaults__ = function.__defaults__ and tuple(_led(v, memo) for v in function.__defaults__)
+    clone.__kwdefaults__ = {k: _led(v, memo) for k, v in (function.__kwdefaults__ or {}).items()} or None
+    clone.__dict__.update((k, _led(v, memo)) for k, v in function.__dict__.items())
+    clone.__qualname__, clone.__doc__ = function.__qualname__, function.__doc__
     return clone
 
 

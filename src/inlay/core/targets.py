@@ -65,22 +65,24 @@ def _nested_repeats(tree: Iterable[tuple[Any, Any]], inside: bool = False) -> bo
 
 
 def meant_by(
-    names: Sequence[str] | str, field: str, paths: Collection[str], aliases: Callable[[], Mapping[str, str]]
+    names: Sequence[str] | str,
+    field: str,
+    paths: Collection[str],
+    aliases: Callable[[], Mapping[str, str]],
+    matches: Callable[[str, str], bool] = matches_name,
 ) -> tuple[list[str], list[str]]:
     """The paths that `names` (a list, or one regex) means, in order, and those meant by their earlier name only.
 
-    An entry is looked up under earlier names when it means nothing today. Raises TargetError naming every entry that
-    means nothing at all.
+    A path is meant by an entry of a list that it `matches`. An entry is looked up under earlier names when it means
+    nothing today. Raises TargetError naming every entry that means nothing at all.
     """
     if isinstance(names, str):
         regex = compile_regex(names, field)
-        tests: dict[str, Callable[[str], object]] = {names: regex.fullmatch}
-    else:
-        tests = {name: functools.partial(_is_named, name=name) for name in names}
+        names, matches = [names], lambda path, _: regex.fullmatch(path) is not None
     found: set[str] = set()
     missed = []
-    for entry, test in tests.items():
-        hits = [p for p in paths if p and test(p)]
+    for entry in dict.fromkeys(names):
+        hits = [p for p in paths if p and matches(p, entry)]
         found.update(hits)
         if not hits:
             missed.append(entry)
@@ -88,17 +90,13 @@ def meant_by(
     if missed:
         earlier = aliases()
         for entry in list(missed):
-            hits = [p for p in paths if p in earlier and tests[entry](earlier[p])]
+            hits = [p for p in paths if p in earlier and matches(earlier[p], entry)]
             renamed.update(hits)
             if hits:
                 missed.remove(entry)
     if missed:
         raise _no_match(field, missed, paths)
     return [p for p in paths if p in found or p in renamed], [p for p in paths if p in renamed - found]
-
-
-def _is_named(path: str, name: str) -> bool:
-    return matches_name(path, name)
 
 
 def _no_match(field: str, missed: Sequence[str], paths: Collection[str]) -> TargetError:

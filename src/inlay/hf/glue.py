@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from inlay.hf import trainer
 from inlay.hf.names import earlier_names
-from inlay.hf.trainer import teach_trainer
 
 __all__ = ["earlier_names", "on_view"]
 
@@ -13,12 +13,13 @@ __all__ = ["earlier_names", "on_view"]
 def on_view(view: Any) -> None:
     """Called once per view, when its first adapter is in place.
 
-    - transformers asks `_hf_peft_config_loaded` whether a (quantised) model may be trained, and makes inputs require
+    - A model that has `_hf_peft_config_loaded`, as views do, may be trained when quantised and makes its inputs require
       gradients under gradient checkpointing; checkpointing that was on before is caught up with.
     - Trainer learns to recognise views, see `inlay.hf.trainer`.
     """
-    if hasattr(view, "enable_input_require_grads"):
-        view._hf_peft_config_loaded = True
-        if any(getattr(m, "gradient_checkpointing", False) for m in view.modules()):
-            view.enable_input_require_grads()
-    teach_trainer()
+    if hasattr(view, "enable_input_require_grads") and any(
+        getattr(m, "gradient_checkpointing", False) for m in view.modules()
+    ):
+        view.enable_input_require_grads()
+    if not trainer.forgotten:
+        trainer.teach_trainer()

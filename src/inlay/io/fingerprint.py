@@ -54,7 +54,7 @@ def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, An
     return {
         "class": getattr(type(model), "_original_class", type(model)).__name__,
         "config": _config_hash(model),
-        "vocab_size": None if matrix is None else int(matrix.shape[0]),
+        "vocab_size": None if matrix is None or matrix.dim() != 2 else int(matrix.shape[0]),  # flat: FSDP1, ZeRO-3
         "dtype": next((str(weights[n].dtype).removeprefix("torch.") for n in chosen), None),
         "samples": {n: _sample(weights[n]) for n in chosen},
     }

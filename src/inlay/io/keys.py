@@ -6,11 +6,13 @@ The key of an adapter's tensor is that prefix, the host's path in the base, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from inlay import registry
 from inlay.core.adapter import Adapter
 from inlay.core.host import kind_of
 from inlay.core.index import AdapterIndex
@@ -19,7 +21,7 @@ from inlay.errors import MismatchError
 
 PREFIX = "base_model.model."
 _BASE_LAYER = ".base_layer"
-EMBEDDINGS = ("embed_tokens", "lm_head")  # targets whose frozen weight is saved along, as peft does
+EMBEDDINGS = ("embed_tokens", "lm_head")  # as target_modules, they have the frozen embeddings saved along
 
 
 def key_of(path: str, suffix: str) -> str:
@@ -48,33 +50,84 @@ def state_dict_of(index: AdapterIndex, name: str, state_dict: Mapping[str, Tenso
                 if source is None:
                     raise MismatchError(f"The state_dict lacks {inner!r} of adapter {name!r}.", missing=[inner])
                 tensor = source
-            full: Any = getattr(tensor, "full_tensor", None)
-            found[key_of(path, suffix)] = full() if full is not None else tensor
+            found[key_of(path, suffix)] = whole(tensor)
     return found
 
 
-def base_embeddings(model: nn.Module, index: AdapterIndex, name: str, everything: bool) -> dict[str, Tensor]:
-    """Frozen embeddings and output heads by key: those the adapter `name` targets under a name in `EMBEDDINGS`, or all.
+def whole(tensor: Any) -> Tensor:
+    """`tensor`, gathered if it is sharded (a DTensor), which every process has to take part in."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
 
-    `everything`: also those it does not target, and under any name.
+
+def base_embeddings(
+    model: nn.Module,
+    index: AdapterIndex,
+    name: str,
+    everything: bool,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The frozen parameters of the input embedding and the output head by key, where peft saves them along.
+
+    Those that adapter `name` adapts, once its `target_modules` name one of `EMBEDDINGS`; never with trainable tokens,
+    which are there to keep the file small. `everything`: both, adapted or not. `state_dict` as in `state_dict_of`.
     """
+    modules, ends = walk(model), _ends(model)
+    adapted = {path for path, module in modules.items() if _adapts(index, name, path, module)}
+    if not everything and not _names_embeddings(index.configs[name], adapted):
+        return {}
     found: dict[str, Tensor] = {}
-    get_in, get_out = getattr(model, "get_input_embeddings", None), getattr(model, "get_output_embeddings", None)
-    known = [f() for f in (get_in, get_out) if everything and f is not None]
-    for path, module in walk(model).items():
-        targeted = path in index.placed[name] and kind_of(module) is not None
-        if any(module is k for k in known) or (targeted and path.rsplit(".", 1)[-1] in EMBEDDINGS):
-            found[key_of(path + (_BASE_LAYER if targeted else ""), "weight")] = module.weight  # type: ignore[assignment]
+    for path, module in modules.items():
+        if (everything or path in adapted) and any(module is end for end in ends):
+            at = path + _BASE_LAYER if path in adapted else path
+            frozen = module.__dict__.get("_unmerged_parameters", module._parameters)
+            gathered = state_dict or {}
+            for n, p in frozen.items():
+                if p is not None:
+                    inner = f"{path}.{n}"
+                    found[key_of(at, n)] = gathered[inner] if inner in gathered else whole(p)
     return found
 
 
-def embedding_path(key: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The path of the embedding or linear layer whose frozen weight `key` names, or None."""
-    path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(_BASE_LAYER)
-    module = modules.get(path)
-    return (
-        path if key.endswith(".weight") and module is not None and kind_of(module) in ("embedding", "linear") else None
-    )
+def _adapts(index: AdapterIndex, name: str, path: str, module: nn.Module) -> bool:
+    """True if adapter `name` adapts the layer at `path` (rather than training it, or rows of it, in full)."""
+    kind = kind_of(module)
+    method = registry.adapter_for(index.configs[name], kind) if kind is not None else None
+    return method is not None and isinstance(index.placed[name].get(path), method)
+
+
+def _names_embeddings(config: Any, adapted: Collection[str]) -> bool:
+    """True if `target_modules` has one of `EMBEDDINGS` as an entry, or as a regex means a module called so."""
+    if getattr(config, "trainable_token_indices", None) is not None:
+        return False
+    if isinstance(config.target_modules, list):
+        return any(n in config.target_modules for n in EMBEDDINGS)
+    return any(path.rsplit(".", 1)[-1] in EMBEDDINGS for path in adapted)
+
+
+def _ends(model: Any) -> list[nn.Module]:
+    """The model's input embedding and output head, as far as it has them."""
+    found = []
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        if hasattr(model, get):
+            with contextlib.suppress(NotImplementedError):
+                found.append(getattr(model, get)())
+    return [m for m in found if isinstance(m, nn.Module)]
+
+
+def frozen_at(key: str, modules: Mapping[str, nn.Module]) -> tuple[str, str] | None:
+    """(path, parameter's name) if `key` names a frozen parameter of an embedding or linear layer, else None."""
+    at, _, name = key.removeprefix(PREFIX).rpartition(".")
+    module = modules.get(path := at.removesuffix(_BASE_LAYER))
+    if module is None or kind_of(module) not in ("embedding", "linear") or module._parameters.get(name) is None:
+        return None
+    return path, name
+
+
+def is_echo(key: str, expected: Container[str]) -> bool:
+    """True if `key` repeats an expected one: with bias="all" peft writes a bias that is trained in full three times."""
+    wrappers = (".original_module.", ".modules_to_save.")
+    return any(inner in key and key.replace(inner, ".") in expected for inner in wrappers)
 
 
 def to_today(keys: Iterable[str], expected: Iterable[str], earlier: Mapping[str, str]) -> dict[str, str]:

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from inlay import registry
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
+from inlay.core.host import offloaded_to
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import check_adapter_name, plan, walk
 from inlay.errors import ConfigError, MismatchError, StateError, did_you_mean
 from inlay.io.fingerprint import check_base as check_fingerprint
 from inlay.io.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, AdapterFiles, reading
 from inlay.io.hub import local_folder
-from inlay.io.keys import PREFIX, embedding_path, tensors_by_key, to_today
+from inlay.io.keys import PREFIX, frozen_at, is_echo, tensors_by_key, to_today
 from inlay.io.strict_json import read_json
 from inlay.io.tensors import read_header, read_pickle, read_tensors
 from inlay.model import aliases_of, bare_view, describe_base, open_view
+from inlay.tasks import VIEW_CLASSES
 
 _NOT_STRUCTURE = (
     "inference_mode",
@@ -31,6 +33,7 @@ _NOT_STRUCTURE = (
     "auto_mapping",
     "init_lora_weights",
     "lora_dropout",
+    "fan_in_fan_out",
 )
 
 
@@ -90,8 +93,6 @@ def view_from_pretrained(
     **kwargs: Any,
 ) -> Any:
     """A view of `model` with one saved adapter, active; the view's class is that of the config's task."""
-    from inlay.tasks import VIEW_CLASSES
-
     hub = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "cache_dir", "token")}
     if config is None:
         config = load_config(model_id, **hub)
@@ -129,7 +130,8 @@ def load_adapter(
     """Loads a saved adapter into a model under a new name, inactive; or into an existing adapter of the same config.
 
     Reading into an existing adapter is what `Trainer` does to resume and to load the best checkpoint; it keeps the
-    parameters' identity. With another config it is an error.
+    parameters' identity. With another config it is an error. In a folder with several adapters the one of the same
+    name is read.
 
     Args:
         is_trainable: the adapter is loaded to be trained on.
@@ -152,6 +154,9 @@ def load_adapter(
     index = index_of(model)
     if index.merged:
         raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before loading adapters.")
+    if adapter_name in index.configs and adapter_name != "default" and not subfolder:
+        own = Path(model_id) / adapter_name  # where `save_pretrained` puts it
+        subfolder = adapter_name if (own / CONFIG_NAME).is_file() else None
     folder = local_folder(model_id, subfolder, revision, cache_dir, token, allow_pickle)
     with reading(folder) as files:
         raw = config if config is not None else PeftConfig.from_dict(read_json(files.path(CONFIG_NAME)))
@@ -161,7 +166,12 @@ def load_adapter(
         if known is None:
             check_adapter_name(adapter_name, index.configs)
             placements, kept = plan(
-                model, layered, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=not strict
+                model,
+                layered,
+                heads=[*heads, *VIEW_CLASSES[layered.task_type].heads],
+                aliases=aliases_of(model),
+                keep_base_dtype=keep_base_dtype,
+                init=not strict,
             )
             placed = {p.path: p.adapter for p in placements}
         else:
@@ -220,11 +230,11 @@ def set_peft_model_state_dict(
 
 @dataclass
 class _Match:
-    """How a file's keys correspond to a model: file key -> tensor to set, or -> path of a frozen embedding."""
+    """How a file's keys correspond to a model: to a tensor to set, or to a frozen parameter of an embedding or head."""
 
     expected: dict[str, Tensor]
     found: dict[str, str]  # file key -> expected key
-    embeddings: dict[str, str]  # file key -> path
+    frozen: dict[str, tuple[str, str]]  # file key -> path, parameter's name
     report: LoadReport
 
 
@@ -242,19 +252,19 @@ def _match(
     if rest:
         found.update(to_today(rest, expected, aliases_of(model)()))
     modules = walk(model) if rest else {}
-    embeddings = {k: p for k in rest if k not in found and (p := embedding_path(k, modules)) is not None}
+    frozen = {k: at for k in rest if k not in found and (at := frozen_at(k, modules)) is not None}
     report = LoadReport()
     reached = set(found.values())
     report.missing_keys = [k for k in expected if k not in reached]
-    report.unexpected_keys = [k for k in rest if k not in found and k not in embeddings]
+    report.unexpected_keys = [k for k in rest if k not in found and k not in frozen and not is_echo(k, expected)]
     for key, target in found.items():
         if tuple(expected[target].shape) != shapes[key]:
             report.mismatched_keys[key] = (tuple(expected[target].shape), shapes[key])
-    for key, path in embeddings.items():
-        own: Any = modules[path].weight
+    for key, (path, name) in frozen.items():
+        own: Any = modules[path]._parameters[name]
         if tuple(own.shape) != shapes[key]:
             report.mismatched_keys[key] = (tuple(own.shape), shapes[key])
-    return _Match(expected, found, embeddings, report)
+    return _Match(expected, found, frozen, report)
 
 
 def _apply(model: nn.Module, match: _Match, tensors: dict[str, Tensor], placed: Mapping[str, Adapter]) -> None:
@@ -277,18 +287,28 @@ def _apply(model: nn.Module, match: _Match, tensors: dict[str, Tensor], placed: 
                 for module, name in slots[id(own)]:
                     module._parameters[name] = loaded
             else:
-                own.copy_(value)
-        modules = walk(model) if match.embeddings else {}
-        for key, path in match.embeddings.items():
-            host: Any = modules[path]
-            value = tensors[key].to(device=host.weight.device, dtype=host.weight.dtype)
-            if key not in match.report.mismatched_keys and not torch.equal(host.weight, value):
-                host._parameters = {**host._parameters, "weight": nn.Parameter(value, requires_grad=False)}
+                own.copy_(_sharded_as(own, value))
+        modules = walk(model) if match.frozen else {}
+        for key, (path, name) in match.frozen.items():
+            host = modules[path]
+            base: Any = host._parameters[name]
+            value = tensors[key].to(device=base.device, dtype=base.dtype)
+            if key not in match.report.mismatched_keys and not torch.equal(base, value):
+                host._parameters = {**host._parameters, name: nn.Parameter(value, requires_grad=False)}
+
+
+def _sharded_as(own: Any, value: Tensor) -> Tensor:
+    """`value`, which every process has in full, cut up as `own` is if that is sharded (FSDP2)."""
+    if not hasattr(own, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _device(host: nn.Module) -> torch.device:
     device = next((p.device for p in host._parameters.values() if p is not None), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device
+    return device if device.type != "meta" else offloaded_to(host) or torch.device("cpu")
 
 
 def _shapes(files: AdapterFiles) -> dict[str, tuple[int, ...]] | None:

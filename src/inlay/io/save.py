@@ -58,8 +58,8 @@ def save_pretrained(
         tensors = state_dict_of(index, name, state_dict)
         brought = {id(p) for path, a in index.placed[name].items() for p in a.replaces(index.hosts[path])}
         if save_embedding_layers:
-            frozen = base_embeddings(model, index, name, everything=save_embedding_layers is True)
-            tensors.update(frozen)
+            frozen = base_embeddings(model, index, name, save_embedding_layers is True, state_dict)
+            tensors = {**frozen, **tensors}
             brought.update(map(id, frozen.values()))
         if is_main_process:
             config = index.configs[name].replaced(inference_mode=True)
@@ -83,7 +83,8 @@ def get_peft_model_state_dict(
     index.require(adapter_name)
     tensors = state_dict_of(index, adapter_name, state_dict)
     if save_embedding_layers:
-        tensors.update(base_embeddings(model, index, adapter_name, everything=save_embedding_layers is True))
+        everything = save_embedding_layers is True
+        tensors = {**base_embeddings(model, index, adapter_name, everything, state_dict), **tensors}
     return {key: t.detach() for key, t in tensors.items()}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inlay.core.adapted import clone_unadapted
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedModule, TrainedParameters, own_tensors
-from inlay.core.host import canonical
+from inlay.core.host import canonical, offloaded_to
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
 from inlay.core.skeleton import clone_skeleton
@@ -34,9 +34,9 @@ def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
     Raises StateError if one is merged already or cannot be merged, NumericsError if a merged weight would not be
     finite. Nothing has changed then.
     """
-    names = list(names if names is not None else index.active.names)
+    names = list(dict.fromkeys(names if names is not None else index.active.names))
+    index.check_together(names)
     for name in names:
-        index.require(name)
         if index.is_merged(name):
             raise StateError(f"Adapter {name!r} is merged already: call unmerge_adapter() first.")
     merged = _merged_parameters(index, names)
@@ -65,9 +65,8 @@ def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | Non
 
     It shares every other weight with the base and keeps no reference to the view. Errors as in `merge`.
     """
-    names = list(names if names is not None else index.active.names)
-    for name in names:
-        index.require(name)
+    names = list(dict.fromkeys(names if names is not None else index.active.names))
+    index.check_together(names)
     present = [n for n in index.merged if n not in names]
     if present:
         raise StateError(f"{present} is merged into the weights: call unmerge_adapter() or name it too.")
@@ -119,6 +118,11 @@ def _merged_parameters(
 
 def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> dict[str, nn.Parameter]:
     """The host's parameters as `adapters`, in order, make them; only those that differ from `start`."""
+    if offloaded_to(host) is not None:
+        raise StateError(
+            f"{path!r} has its weight offloaded by accelerate, which would undo a merge: load the base without "
+            "offloading to merge."
+        )
     now: dict[str, Tensor] = {}
     with torch.no_grad():
         for adapter in adapters:
@@ -129,7 +133,12 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
             if isinstance(adapter, TrainedParameters):
                 now.update({k: v.detach() for k, v in adapter.copies.items()})
                 continue
-            w = now.get("weight", start["weight"])
+            w = now.get("weight", start.get("weight"))
+            if w is None:
+                raise StateError(
+                    f"{path!r} computes its weight (torch.nn.utils.parametrize?): it cannot be merged. Make the weight a "
+                    "plain parameter first, with remove_parametrizations."
+                )
             if not w.is_floating_point() or w.dtype.itemsize < 2:
                 raise StateError(
                     f"{path!r} holds a {w.dtype} weight: merging into quantised layers is not supported yet."

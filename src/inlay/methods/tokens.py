@@ -41,9 +41,8 @@ class TokenRows(Adapter):
         self.owner = tied_to is None
         self.indices: Tensor
         self.register_buffer("indices", torch.tensor(list(indices), device=host.weight.device), persistent=False)
-        self.rows: nn.Parameter = (
-            self.parameter(site, len(indices), site.out_features) if tied_to is None else tied_to.rows
-        )
+        dim = site.out_features if site.kind == "embedding" else site.in_features
+        self.rows: nn.Parameter = self.parameter(site, len(indices), dim) if tied_to is None else tied_to.rows
 
     def reset(self, host: Any) -> None:
         if self.owner:

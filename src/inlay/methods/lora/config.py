@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import nn
 from inlay.config import AdapterConfig, check_bool, check_choice, check_int, check_number, check_patterns
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
+from inlay.core.host import is_transposed, kind_of
 from inlay.core.targets import pattern_value
 from inlay.errors import ConfigError, TargetError
 from inlay.methods.targets import ATTENTION
@@ -39,7 +40,8 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
             zero. "orthogonal": A and B from orthogonal halves, BA = 0; r must be even. False: A and B both random, so
             that the adapter is not the identity (for tests).
         rank_pattern, alpha_pattern: module name or regex -> its own r, alpha.
-        fan_in_fan_out: kept for files; the layout is read from the layer itself.
+        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
+            from the layers, this is for other readers of the file.
         trainable_token_indices: rows of the input embedding to train in full, or a dict from embedding name to rows.
 
     Raises:
@@ -107,6 +109,12 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         alpha, r = pattern_value(self.alpha_pattern, path, self.lora_alpha), self.rank(path)
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
+    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
+        super().note(heads, hosts)
+        linear = [host for host in hosts if kind_of(host) == "linear"]
+        if linear:
+            self.fan_in_fan_out = all(map(is_transposed, linear))
+
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ATTENTION.get(model_type or "")
 
@@ -127,11 +135,11 @@ def check_rank(name: str, value: object) -> None:
 
 
 def _other_biases(modules: Mapping[str, nn.Module], targets: set[str]) -> Iterable[tuple[str, Callable[..., Adapter]]]:
-    """Every parameter with "bias" in its name, outside the targets (whose bias is part of their adapter)."""
+    """Every parameter called "bias", outside the targets (whose bias is part of their adapter)."""
+    made: dict[int, nn.Parameter] = {}
     for path, module in modules.items():
-        own = [n for n, p in module._parameters.items() if p is not None and "bias" in f"{path}.{n}"]
-        if own and path not in targets:
-            yield path, functools.partial(TrainedParameters, names=own)
+        if module._parameters.get("bias") is not None and path not in targets:
+            yield path, functools.partial(TrainedParameters, names=["bias"], made=made)
 
 
 def _token_rows(

@@ -21,7 +21,8 @@ class LoraEmbedding(LowRank):
     x: (...) token ids   W: (num, dim)   A: (r, num)   B: (dim, r)   s = alpha / r, or alpha / sqrt(r)
 
     A starts at zero and B normal; with `init_lora_weights=False` both are normal. An embedding that scales its rows
-    scales the update with them. As in peft, the input is not dropped out: ids cannot be.
+    scales the update with them; its padding row gets no gradient, as the table's own does not. As in peft, the input is
+    not dropped out: ids cannot be.
     """
 
     a_key, b_key = "lora_embedding_A", "lora_embedding_B"
@@ -41,7 +42,7 @@ class LoraEmbedding(LowRank):
     def weight(self, w: Tensor) -> Tensor:
         return w + (self.scale * (self.B @ self.A).T).to(w.dtype)
 
-    def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: nn.Module, **kwargs: Any) -> Any:
+    def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = base(x, *args, **kwargs)
-        low = F.embedding(x, self.A.T) @ self.B.T
+        low = F.embedding(x, self.A.T, host.padding_idx) @ self.B.T
         return y + (self.scale * output_scale(host) * low).to(y.dtype)

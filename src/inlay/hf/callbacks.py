@@ -1,0 +1,25 @@
+"""Callbacks for `transformers.Trainer`. None is needed for adapters called "default"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class LoadBestAdapters(TrainerCallback):
+    """Lets `load_best_model_at_end` work for adapters of any name, and for several at once.
+
+    Trainer looks for the best adapter in the checkpoint's folder itself, where `save_pretrained` puts the one called
+    "default"; others are in sub-folders, and Trainer would keep the last step's with a warning. It also loads the
+    first active adapter only.
+
+    Example:
+        >>> Trainer(view, args, ..., callbacks=[LoadBestAdapters()])
+    """
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Loads the active adapters from the best checkpoint."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            for name in model.active_adapters:
+                model.load_adapter(state.best_model_checkpoint, name)
