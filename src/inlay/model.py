@@ -57,6 +57,8 @@ class PeftModel(Derived):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base's forward with the active adapters; `adapter_names`: one adapter name per row of the batch."""
         names = kwargs.pop("adapter_names", None)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._inlay.check_trainable()
         if names is not None:
             with self._inlay.rows(names):
                 return self._stamped(super().forward(*args, **kwargs))

@@ -66,7 +66,7 @@ def agree(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_module_in_full(part: str) -> None:
-    """Starts as the host; every parameter gets a gradient and has an effect; the base stays; merging keeps the output."""
+    """It starts as the host; each parameter has a gradient and an effect; the base stays; merging keeps the output."""
     base = made(lambda: Big(PARTS[part]()), dtype=torch.float64)
     x = torch.randn(3, 4).double() if part == "batch norm" else torch.randn(3, 5, 4).double()
     before, y = snapshot(base), base(x)

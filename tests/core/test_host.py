@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from inlay.core import host as hosts
-from inlay.core.adapted import adapt
 from inlay.core.active import ActiveAdapters
+from inlay.core.adapted import adapt
 from inlay.core.host import canonical, is_transposed, kind_of, numel, output_scale, product, site, unreached_children
 from tests.tiny import close
 

@@ -20,7 +20,8 @@ from . import distributed_ddp, distributed_fsdp, tiny
 
 def launch(module: str, folder: Path) -> None:
     """Runs `tests/hf/<module>.py` in two processes."""
-    paths = [str(Path(inlay.__file__).parents[1]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    root = Path(__file__).parents[len(str(__package__).split("."))]  # where this package is found
+    paths = [str(Path(inlay.__file__).parents[1]), str(root), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         + ["-m", f"{__package__}.{module}", str(folder)],

@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
+import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import inlay
 
+from . import DEPRECATED
+
+peft = pytest.importorskip("peft", minversion="0.21.2")
+
 TOLERANCE = 1e-5
-DEPRECATED = "`is_gradient_checkpointing` is deprecated"
 
 
 def spread(model: nn.Module, seed: int = 5, std: float = 0.1) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 import inlay
 from inlay.errors import MismatchError, TargetError
 
-from .both import agree, differ, into_inlay, of_inlay, of_peft, output
+from .both import agree, differ, into_inlay, of_inlay, of_peft, output, peft
 from .models import FAMILIES, convs, language
 
 EMBEDDINGS_SAVED = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +21,7 @@ from transformers import (
 
 from inlay.errors import InlayWarning
 
-from .both import agree, differ, into_inlay, layout, of_inlay, output
+from .both import agree, differ, into_inlay, layout, of_inlay, output, peft
 from .models import FAMILIES, WIDE
 
 

@@ -7,13 +7,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 from torch import nn
 
 import inlay
 
-from .both import agree, differ, into_inlay, into_peft, layout, losses, of_inlay, of_peft, output, spread, swap
+from .both import agree, differ, into_inlay, into_peft, layout, losses, of_inlay, of_peft, output, peft, spread, swap
 from .models import FAMILIES, HEADED, SCALED, Family, convs, llama
 
 # what peft says of configs that both libraries are given here

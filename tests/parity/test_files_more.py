@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from transformers import PhiConfig, PhiForCausalLM
@@ -21,6 +20,7 @@ from .both import (
     of_inlay,
     of_peft,
     output,
+    peft,
     same_settings,
     same_tensors,
     settings,

@@ -11,13 +11,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 
 import inlay
 
-from .both import TOLERANCE, agree, differ, gradients, into_inlay, losses, of_peft, output, same_tensors
+from .both import TOLERANCE, agree, differ, gradients, into_inlay, losses, of_peft, output, peft, same_tensors
 from .models import FAMILIES, HEADED, SCALED, Family, convs, language
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

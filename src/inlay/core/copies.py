@@ -65,7 +65,10 @@ class TrainedParameters(Adapter):
     def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
         cls = original_class(host)
         stand_in = object.__new__(cls)  # the host in all but these parameters
-        stand_in.__dict__.update(host.__dict__, _parameters={**host._parameters, **self.copies})
+        own = dict(host._parameters)
+        for name in self.copies:
+            own[name] = self.copies[name]
+        stand_in.__dict__.update(host.__dict__, _parameters=own)
         return cls.forward(stand_in, *args, **kwargs)
 
     def tensors(self) -> dict[str, Tensor]:

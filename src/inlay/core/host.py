@@ -103,7 +103,7 @@ class Site:
 def offloaded_to(module: nn.Module) -> torch.device | None:
     """Where `module` computes if accelerate keeps weights of it elsewhere: between calls they are on meta."""
     for m in module.modules():
-        hook = m.__dict__.get("_hf_hook")
+        hook: Any = m.__dict__.get("_hf_hook")
         for h in getattr(hook, "hooks", (hook,)):
             if getattr(h, "offload", False):
                 return torch.device("cpu" if h.execution_device is None else h.execution_device)

@@ -106,6 +106,15 @@ class AdapterIndex:
                 p.requires_grad_(value and p.is_floating_point())
         (self.trainable.add if value else self.trainable.discard)(name)
 
+    def check_trainable(self) -> None:
+        """Raises StateError if an adapter that is to be trained is merged: a step would not reach it."""
+        for name in self.trainable:
+            if self.is_merged(name):
+                raise StateError(
+                    f"Adapter {name!r} is merged into the weights, so that training would not reach it: call "
+                    "unmerge_adapter() to train, or eval() or torch.no_grad() to compute only."
+                )
+
     def require(self, name: str) -> None:
         """Raises StateError unless there is an adapter `name`."""
         if name not in self.configs:

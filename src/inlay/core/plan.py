@@ -60,7 +60,7 @@ def check_adapter_name(name: object, existing: Collection[str]) -> str:
         or unicodedata.normalize("NFC", name) != name
     ):
         raise ConfigError.of("adapter_name", name, "1 to 64 letters, digits, '_' or '-'")
-    if hasattr(nn.ModuleDict, name) or name in ("training", "__base__"):
+    if hasattr(nn.ModuleDict(), name) or name == "__base__":
         raise ConfigError.of("adapter_name", name, "a name that torch's ModuleDict does not use itself")
     for other in existing:
         if other == name:
@@ -128,6 +128,8 @@ def plan(
     for path in trained:
         at = site(path, modules[path], "module", keep_base_dtype, not init)
         placements.append(Placement(path, modules[path], TrainedModule(config, at)))
+    if not placements:
+        raise TargetError.of("target_modules", config.target_modules, "at least one module to adapt or train")
     _check_hosts(placements, unreached)
     if init:
         with torch.no_grad():
@@ -141,13 +143,13 @@ def _check_hosts(placements: list[Placement], unreached: Collection[str]) -> Non
     for p in placements:
         if p.path in unreached:
             raise TargetError(
-                f"{p.path!r} is not called by its parent, which reads its weights directly (on some paths at least), so "
+                f"{p.path!r} is not called by its parent, which reads its weights directly (on some paths at least): "
                 "adapting or training it would have no effect. Leave it out, or take the module around it."
             )
         if original_class(p.host).forward is nn.Module.forward:
             raise TargetError(
-                f"{p.path!r} is a {original_class(p.host).__name__}, a container that is never called: name the modules "
-                "in it."
+                f"{p.path!r} is a {original_class(p.host).__name__}, a container that is never called: name the "
+                "modules in it."
             )
         check_reachable(p.host)
         if p.adapter.reads_weight and offloaded_to(p.host) is not None:

@@ -7,61 +7,19 @@ the model's library (`aliases`: path today -> path then) match too.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import re
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from inlay.config import AdapterConfig
+from inlay.core.regex import compile_regex, within_limits
 from inlay.errors import TargetError, did_you_mean
 
-# the regex parser moved in Python 3.11
-_parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
-
 ALL_LINEAR = "all-linear"
-_MAX_REGEX, _MAX_REPEATS = 4000, 24
 
 
 def matches_name(path: str, name: str) -> bool:
     """True if `path` is `name` or ends in `.name`."""
     return path == name or path.endswith("." + name)
-
-
-@functools.lru_cache(maxsize=256)
-def compile_regex(pattern: str, field: str) -> re.Pattern[str]:
-    """`pattern` compiled. Raises TargetError if it is no regex, or one whose matching could take exponential time."""
-    if len(pattern) > _MAX_REGEX:
-        raise TargetError.of(field, pattern, f"a regular expression of at most {_MAX_REGEX} characters")
-    try:
-        compiled, tree = re.compile(pattern), _parser.parse(pattern)
-    except (re.error, RecursionError) as error:
-        raise TargetError.of(field, pattern, "a regular expression", str(error)) from None
-    if _nested_repeats(tree) or len(re.findall(r"(?<!\\)[*+]", pattern)) > _MAX_REPEATS:
-        raise TargetError.of(
-            field,
-            pattern,
-            "a regular expression without a repeat inside a repeat",
-            "Such patterns can take exponential time to match; give a list of names instead.",
-        )
-    return compiled
-
-
-def _nested_repeats(tree: Iterable[tuple[Any, Any]], inside: bool = False) -> bool:
-    """True if an unbounded repeat stands inside another one."""
-    for op, arg in tree:
-        kind = str(op)
-        if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-            unbounded = arg[1] == _parser.MAXREPEAT
-            if (unbounded and inside) or _nested_repeats(arg[2], inside or unbounded):
-                return True
-        elif kind == "BRANCH":
-            if any(_nested_repeats(branch, inside) for branch in arg[1]):
-                return True
-        elif kind in ("SUBPATTERN", "ASSERT", "ASSERT_NOT") and _nested_repeats(arg[-1], inside):
-            return True
-    return False
 
 
 def meant_by(
@@ -77,8 +35,8 @@ def meant_by(
     nothing today. Raises TargetError naming every entry that means nothing at all.
     """
     if isinstance(names, str):
-        regex = compile_regex(names, field)
-        names, matches = [names], lambda path, _: regex.fullmatch(path) is not None
+        test = within_limits(names, field)
+        names, matches = [names], lambda path, _: test(path)
     found: set[str] = set()
     missed = []
     for entry in dict.fromkeys(names):
@@ -171,9 +129,9 @@ def select(
     return chosen, [p for p in renamed if p in set(chosen)]
 
 
-def pattern_value(patterns: Mapping[str, float], path: str, default: float) -> float:
+def pattern_value(patterns: Mapping[str, float], path: str, default: float, field: str) -> float:
     """The value of the first key that means `path` (`(.*\\.)?key`, so keys are names or regexes), else `default`."""
     for key, value in patterns.items():
-        if matches_name(path, key) or compile_regex(rf"(?:.*\.)?(?:{key})", "pattern").fullmatch(path):
+        if matches_name(path, key) or compile_regex(key, field, any_prefix=True).fullmatch(path):
             return value
     return default

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 
-class LoadBestAdapters(TrainerCallback):
+class LoadBestAdapters(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Lets `load_best_model_at_end` work for adapters of any name, and for several at once.
 
     Trainer looks for the best adapter in the checkpoint's folder itself, where `save_pretrained` puts the one called

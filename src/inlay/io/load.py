@@ -292,7 +292,7 @@ def _apply(model: nn.Module, match: _Match, tensors: dict[str, Tensor], placed: 
         for key, (path, name) in match.frozen.items():
             host = modules[path]
             base: Any = host._parameters[name]
-            value = tensors[key].to(device=base.device, dtype=base.dtype)
+            value = _sharded_as(base, tensors[key].to(device=base.device, dtype=base.dtype))
             if key not in match.report.mismatched_keys and not torch.equal(base, value):
                 host._parameters = {**host._parameters, name: nn.Parameter(value, requires_grad=False)}
 

@@ -70,7 +70,7 @@ class _LoraLinear(Function):
         y.addmm_(rows, weight.t())
         ctx.save_for_backward(x, h, weight, a, b)
         ctx.scale, ctx.with_bias = scale, bias is not None
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable

@@ -84,8 +84,9 @@ def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | Non
         if trained:
             copy = clone_skeleton(trained[-1].module)
             own_tensors(copy)
-            parent, _, leaf = path.rpartition(".")
-            clones[parent]._modules[leaf] = copy
+            for parent in clones.values():  # a shared module has several
+                places = [k for k, m in parent._modules.items() if m is clones[path]]
+                parent._modules.update(dict.fromkeys(places, copy))
     _note_untied(plain, before, merged)
     for p in plain.parameters():
         p.requires_grad_(False)
@@ -136,8 +137,8 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
             w = now.get("weight", start.get("weight"))
             if w is None:
                 raise StateError(
-                    f"{path!r} computes its weight (torch.nn.utils.parametrize?): it cannot be merged. Make the weight a "
-                    "plain parameter first, with remove_parametrizations."
+                    f"{path!r} computes its weight (torch.nn.utils.parametrize?): it cannot be merged. Make the weight "
+                    "a plain parameter first, with remove_parametrizations."
                 )
             if not w.is_floating_point() or w.dtype.itemsize < 2:
                 raise StateError(

@@ -14,7 +14,7 @@ from inlay.config import AdapterConfig, check_bool, check_choice, check_int, che
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
 from inlay.core.host import is_transposed, kind_of
-from inlay.core.targets import pattern_value
+from inlay.core.targets import matches_name, pattern_value
 from inlay.errors import ConfigError, TargetError
 from inlay.methods.targets import ATTENTION
 from inlay.methods.tokens import TokenRows
@@ -102,11 +102,11 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
 
     def rank(self, path: str) -> int:
         """The rank r of the adapter at `path`."""
-        return int(pattern_value(self.rank_pattern, path, self.r))
+        return int(pattern_value(self.rank_pattern, path, self.r, "rank_pattern"))
 
     def scale(self, path: str) -> float:
         """The scale s of the adapter at `path`."""
-        alpha, r = pattern_value(self.alpha_pattern, path, self.lora_alpha), self.rank(path)
+        alpha, r = pattern_value(self.alpha_pattern, path, self.lora_alpha, "alpha_pattern"), self.rank(path)
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
     def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
@@ -152,11 +152,15 @@ def _token_rows(
         paths = [p for p, m in modules.items() if m is embedding or (embedding is None and p.endswith("embed_tokens"))]
         wanted = dict.fromkeys(paths[:1], tokens)
     else:
-        wanted = {
-            p: indices for name, indices in tokens.items() for p in modules if p == name or p.endswith("." + name)
-        }
-    if not wanted:
-        raise TargetError.of("trainable_token_indices", tokens, "names of embeddings of the model, as {name: indices}")
+        wanted = {}
+        for name, indices in tokens.items():
+            paths = [p for p in modules if matches_name(p, name)]
+            wanted.update(dict.fromkeys(paths, indices) if paths else {name: indices})
+    strangers = [p for p in wanted if p not in modules or kind_of(modules[p]) not in ("embedding", "linear")]
+    if strangers or not wanted:
+        raise TargetError.of(
+            "trainable_token_indices", strangers or tokens, "names of embeddings of the model, as {name: indices}"
+        )
     for path, indices in wanted.items():
         host = modules[path]
         made: list[TokenRows] = []

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
+from inlay.errors import ConfigError
 from inlay.kernels.lora import lora_add, lora_linear
 from inlay.methods.lora.config import LoraConfig
 from inlay.registry import adapter
@@ -109,6 +110,8 @@ def reset_orthogonal(a: Tensor, b: Tensor, r: int) -> None:
 
     Their row spaces are orthogonal, so BA = 0 while neither factor is.
     """
+    if r % 2:
+        raise ConfigError.of("r", r, "an even rank with init_lora_weights='orthogonal'")
     q, _ = torch.linalg.qr(torch.randn(r, r, device=a.device))
     a.copy_(q[0::2].T @ torch.randn(r // 2, a[0].numel(), device=a.device) / 10)
     b.copy_(torch.randn(b.shape[0], r // 2, device=a.device) @ q[1::2] / 10)
