@@ -20,10 +20,12 @@ _NAMES = {
         "AutoPeftModelForSequenceClassification",
         "AutoPeftModelForTokenClassification",
     ],
-    "inlay.io.load": ["LoadReport", "set_peft_model_state_dict"],
+    "inlay.io.load": ["set_peft_model_state_dict"],
+    "inlay.io.match": ["LoadReport"],
     "inlay.io.save": ["get_peft_model_state_dict"],
     "inlay.methods.lora.config": ["LoraConfig"],
-    "inlay.model": ["PeftModel", "inject_adapter_in_model"],
+    "inlay.inject": ["inject_adapter_in_model"],
+    "inlay.model": ["PeftModel"],
     "inlay.status": ["get_layer_status", "get_model_status"],
     "inlay.tasks": [
         "PeftModelForCausalLM",
@@ -47,12 +49,12 @@ if TYPE_CHECKING:
     from inlay.config import TaskType as TaskType
     from inlay.errors import InlayError as InlayError
     from inlay.errors import InlayWarning as InlayWarning
-    from inlay.io.load import LoadReport as LoadReport
+    from inlay.inject import inject_adapter_in_model as inject_adapter_in_model
     from inlay.io.load import set_peft_model_state_dict as set_peft_model_state_dict
+    from inlay.io.match import LoadReport as LoadReport
     from inlay.io.save import get_peft_model_state_dict as get_peft_model_state_dict
     from inlay.methods.lora.config import LoraConfig as LoraConfig
     from inlay.model import PeftModel as PeftModel
-    from inlay.model import inject_adapter_in_model as inject_adapter_in_model
     from inlay.tasks import get_peft_model as get_peft_model
 
 

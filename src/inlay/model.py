@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from inlay import registry, status
-from inlay.config import AdapterConfig, PeftConfig
+from inlay.config import PeftConfig
 from inlay.core.adapted import check_reachable, is_adapted, redirect
 from inlay.core.classes import Derived, derive
-from inlay.core.index import AdapterIndex, index_of
-from inlay.core.plan import check_adapter_name, no_aliases, plan
+from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
+from inlay.inject import add_adapter
 from inlay.merge import weights
+from inlay.tuner import Names, Tuner
 
 
 class PeftModel(Derived):
@@ -268,46 +269,6 @@ class PeftModel(Derived):
         return status.verify(self, *args, **kwargs)
 
 
-class Names(list[str]):
-    """A list of names that can also be called: `active_adapters` is a property in peft and a method in transformers."""
-
-    def __call__(self) -> list[str]:
-        return list(self)
-
-
-class Tuner:
-    """What `view.base_model` is. peft reads `.model` and the adapters' methods; transformers takes it for the backbone.
-
-    Attributes are looked up on `PeftModel`'s interface, then on the backbone, then on the whole model.
-    """
-
-    def __init__(self, view: Any):
-        self._view = view
-
-    @property
-    def model(self) -> Any:
-        """The view as a plain object of the base's class."""
-        return plain_view(self._view)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._backbone(*args, **kwargs)
-
-    @property
-    def _backbone(self) -> Any:
-        return getattr(self._view, getattr(self._view, "base_model_prefix", ""), None) or self.model
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name in vars(PeftModel) and name != "forward":
-            return getattr(self._view, name)
-        backbone = self._backbone
-        return getattr(backbone if hasattr(backbone, name) else self.model, name)
-
-    def __repr__(self) -> str:
-        return f"Tuner({self._view!r})"
-
-
 def _make_view(
     cls: type[PeftModel],
     model: nn.Module,
@@ -348,75 +309,3 @@ def open_view(view: Any, adapter_name: str, trainable: bool) -> None:
     glue = registry.glue_for(view)
     if glue is not None:
         glue.on_view(view)
-
-
-def add_adapter(
-    model: Any, config: Any, name: str, heads: Sequence[str] = (), keep_base_dtype: bool = False, init: bool = True
-) -> AdapterConfig:
-    """Plans and places a new adapter in a view or an injected model; returns its config as kept. Not activated."""
-    index = index_of(model)
-    check_adapter_name(name, index.configs)
-    kept = registry.require_layer_config(config)
-    if index.merged:
-        raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before adding adapters.")
-    placements, kept = plan(
-        model, kept, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=init
-    )
-    describe_base(kept, model)
-    index.add(name, kept, placements)
-    return kept
-
-
-def aliases_of(model: nn.Module) -> Any:
-    """A function that computes the modules' names in earlier releases of the model's library."""
-    glue = registry.glue_for(model)
-    return no_aliases if glue is None else lambda: glue.earlier_names(model)
-
-
-def describe_base(config: PeftConfig, model: Any) -> None:
-    """Notes in `config` which base it is for."""
-    own: Any = getattr(model, "config", None)
-    name = own.get("_name_or_path") if isinstance(own, Mapping) else getattr(own, "_name_or_path", None)
-    name = name or model.__dict__.get("name_or_path")
-    if name:
-        config.base_model_name_or_path = str(name)
-    if config.task_type is None and config.auto_mapping is None:
-        cls = getattr(type(model), "_original_class", type(model))
-        config.auto_mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
-
-
-def inject_adapter_in_model(
-    peft_config: PeftConfig,
-    model: nn.Module,
-    adapter_name: str = "default",
-    low_cpu_mem_usage: bool = False,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> nn.Module:
-    """Adds adapters to `model` in place: its target modules become adapted ones, everything else stays, frozen.
-
-    Unlike `get_peft_model` there is no view: the model you pass is the one that changes, and is returned. The index of
-    its adapters is `inlay.core.index.index_of(model)`.
-
-    Args:
-        state_dict: adapter weights to load, keyed as in `adapter_model.safetensors`.
-    """
-    if not isinstance(getattr(model, "_inlay", None), AdapterIndex):
-        model.__dict__["_inlay"] = AdapterIndex()
-    index = index_of(model)
-    try:
-        add_adapter(model, peft_config, adapter_name, init=state_dict is None)
-    except Exception:
-        if not index.configs:
-            del model.__dict__["_inlay"]
-        raise
-    own = {id(p) for a in index.placed.values() for adapter in a.values() for p in adapter.parameters()}
-    for p in model.parameters():
-        if id(p) not in own:
-            p.requires_grad_(False)
-    index.activate([adapter_name])
-    index.train([] if peft_config.inference_mode else [adapter_name])
-    if state_dict is not None:
-        from inlay.io.load import set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, state_dict, adapter_name)
-    return model

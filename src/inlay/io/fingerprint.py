@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.config import plain
+from inlay.checks import plain
 from inlay.core.plan import walk
 from inlay.errors import BaseMismatchError, ConfigError, InlayWarning
 from inlay.io.strict_json import dump_json

@@ -55,6 +55,8 @@ class TokenRows(Adapter):
         y = base(x, *args, **kwargs)
         rows = self.rows.to(y.dtype)
         if isinstance(host, nn.Embedding):
+            if host.padding_idx is not None:  # the table gives its padding row no gradient either
+                rows = torch.where(self.indices.unsqueeze(-1) == host.padding_idx, rows.detach(), rows)
             hit = x.unsqueeze(-1) == self.indices  # (..., n)
             mine = rows[hit.int().argmax(-1)] * output_scale(host)
             return torch.where(hit.any(-1, keepdim=True), mine, y)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from inlay.config import AdapterConfig, check_bool, check_choice, check_int, check_number, check_patterns
+from inlay.checks import check_bool, check_choice, check_int, check_number, check_patterns
+from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
 from inlay.core.host import is_transposed, kind_of

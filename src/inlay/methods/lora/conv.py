@@ -41,9 +41,9 @@ class LoraConv(LowRank):
         reset_low_rank(self.A, self.B, self.r, self.init)
 
     def weight(self, w: Tensor) -> Tensor:
-        g = self.groups
-        a = self.A.reshape(g, self.r // g, -1)  # (g, r/g, in/g * k)
-        b = self.B.reshape(g, -1, self.r // g)  # (g, out/g, r/g)
+        g, (a, b) = self.groups, self.factors(w)
+        a = a.reshape(g, self.r // g, -1)  # (g, r/g, in/g * k)
+        b = b.reshape(g, -1, self.r // g)  # (g, out/g, r/g)
         return w + (self.scale * torch.bmm(b, a)).reshape(w.shape).to(w.dtype)
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:

@@ -40,7 +40,8 @@ class LoraEmbedding(LowRank):
             nn.init.zeros_(self.A)
 
     def weight(self, w: Tensor) -> Tensor:
-        return w + (self.scale * (self.B @ self.A).T).to(w.dtype)
+        a, b = self.factors(w)
+        return w + (self.scale * (b @ a).T).to(w.dtype)
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = base(x, *args, **kwargs)

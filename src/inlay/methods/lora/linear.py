@@ -45,6 +45,11 @@ class LowRank(Adapter):
         """Dropout on the adapter's input, in training."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
+    def factors(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B in their dtype or w's, whichever is wider: merging rounds once."""
+        dtype = torch.promote_types(self.A.dtype, w.dtype)
+        return self.A.to(dtype), self.B.to(dtype)
+
     def tensors(self) -> dict[str, Tensor]:
         own: dict[str, Tensor] = {self.a_key: self.A, self.b_key: self.B}
         return own if self.b is None else {**own, "base_layer.bias": self.b}
@@ -72,7 +77,8 @@ class LoraLinear(LowRank):
         reset_low_rank(self.A, self.B, self.r, self.init)
 
     def weight(self, w: Tensor) -> Tensor:
-        return w + (self.scale * (self.B @ self.A)).to(w.dtype)
+        a, b = self.factors(w)
+        return w + (self.scale * (b @ a)).to(w.dtype)
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: nn.Module, **kwargs: Any) -> Any:
         inputs = self.dropped(x)
