@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -38,7 +37,7 @@ def check_int(name: str, value: object, low: int) -> None:
 def check_number(name: str, value: object, low: float = -1e6, high: float = 1e6) -> None:
     """Raises ConfigError unless `value` is a finite number in [low, high]."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+    if not number or not low <= value <= high:  # type: ignore[operator]
         raise ConfigError.of(name, value, f"a finite number from {low:g} to {high:g}")
 
 
@@ -54,10 +53,20 @@ def check_names(name: str, value: object, text: bool = True) -> Any:
     if value is None or (text and isinstance(value, str) and value):
         return value
     if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
-        names = sorted(value) if isinstance(value, set | frozenset) else list(value)
-        if all(isinstance(n, str) and n for n in names):
-            return names
+        if all(isinstance(n, str) and n for n in value):
+            return sorted(value) if isinstance(value, set | frozenset) else list(value)
     raise ConfigError.of(name, value, "a list of names" + (" or one string" if text else ""))
+
+
+def check_indices(name: str, value: object) -> Any:
+    """A list of integers of at least 0, from any collection of them; a single one passes, and None."""
+    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
+        for index in value:
+            check_int(name, index, 0)
+        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+    if value is not None:
+        check_int(name, value, 0)
+    return value
 
 
 def check_patterns(name: str, value: object, check: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from inlay.checks import check_bool, check_choice, check_int, check_names, plain
+from inlay.checks import check_bool, check_choice, check_indices, check_names, plain
 from inlay.errors import ConfigError, InlayWarning, VersionError, did_you_mean
 
 Self = TypeVar("Self", bound="PeftConfig")
@@ -117,6 +117,11 @@ class PeftConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ConfigError.of(name, value, "a string or None")
+        mapping = self.auto_mapping
+        if mapping is not None and not (
+            isinstance(mapping, dict) and all(isinstance(v, str) for pair in mapping.items() for v in pair)
+        ):
+            raise ConfigError.of("auto_mapping", mapping, "a dict of strings or None")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that is written: every field that is not None, plus `peft_type` and the format's version."""
@@ -143,6 +148,12 @@ class PeftConfig:
         implement; VersionError if `data["must_understand"]` lists a field this version does not know. Other unknown
         fields are kept and written back, with a warning.
         """
+        if _mentions(data, "trust_remote_code"):
+            raise ConfigError(
+                "The config asks for trust_remote_code: whether code from elsewhere may run is never read from a file. "
+                "Remove it there, and pass it as an argument where you trust that code.",
+                "trust_remote_code",
+            )
         data = {**data, **overrides}
         if "peft_type" not in data and not hasattr(cls, "peft_type"):
             raise ConfigError.of("peft_type", None, "a method's name", "The file is not an adapter_config.json.")
@@ -150,6 +161,9 @@ class PeftConfig:
         if not issubclass(target, cls):
             raise ConfigError(f"The config is a {target.peft_type} one; {cls.__name__} cannot hold it.")
         known = {f.name for f in dataclasses.fields(target)}
+        for name in overrides.keys() - known - target.unsupported.keys() - {"peft_type"}:
+            hint = did_you_mean(name, known).strip()
+            raise ConfigError.of("field", name, f"a field of {target.__name__}", hint)
         fields = {k: v for k, v in data.items() if k in known}
         rest = {k: v for k, v in data.items() if k not in known and k not in ("peft_version", "must_understand")}
         for name, neutral in target.unsupported.items():
@@ -157,7 +171,7 @@ class PeftConfig:
                 raise ConfigError.of(
                     name, data[name], f"{neutral!r}", f"{target.__name__} does not implement `{name}` in this version."
                 )
-        must = set(data.get("must_understand") or ()) & set(rest)
+        must = set(check_names("must_understand", data.get("must_understand"), text=False) or ()) & set(rest)
         if must:
             raise VersionError(f"The config needs {sorted(must)} to be understood; update Inlay to load this adapter.")
         config = target(**fields)
@@ -222,9 +236,7 @@ class AdapterConfig(PeftConfig):
         super().__post_init__()
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             setattr(self, name, check_names(name, getattr(self, name), text=name != "modules_to_save"))
-        indices = self.layers_to_transform
-        for i in [indices] if isinstance(indices, int) else (indices or ()):
-            check_int("layers_to_transform", i, 0)
+        indices = self.layers_to_transform = check_indices("layers_to_transform", self.layers_to_transform)
         if indices is not None and isinstance(self.target_modules, str):
             raise ConfigError.of(
                 "layers_to_transform", indices, "None when target_modules is a string", "Put the layers in the regex."
@@ -256,6 +268,13 @@ class AdapterConfig(PeftConfig):
             targets: the paths that are targeted.
         """
         return ()
+
+
+def _mentions(value: object, key: str) -> bool:
+    """True if `key` is a key of `value` or of a dict inside it."""
+    if isinstance(value, Mapping):
+        return key in value or any(_mentions(v, key) for v in value.values())
+    return isinstance(value, list) and any(_mentions(v, key) for v in value)
 
 
 __all__ = ["AdapterConfig", "PeftConfig", "PeftType", "TaskType", "config_class", "config_classes"]

@@ -30,6 +30,7 @@ _OWN_KEYS = {"format", "files"}
 
 
 def sha256(data: bytes) -> str:
+    """The sha256 of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

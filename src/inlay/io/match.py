@@ -68,6 +68,10 @@ class Match:
 def match_keys(
     model: nn.Module, placed: Mapping[str, Adapter], shapes: Mapping[str, tuple[int, ...]], key_mapping: Any
 ) -> Match:
+    """How the keys of a file with these `shapes` correspond to an adapter's placements and to the frozen base.
+
+    `key_mapping`: prefix of keys in the file -> prefix in the model.
+    """
     expected = tensors_by_key(placed)
     found = {k: k for k in shapes if k in expected}
     rest = [k for k in shapes if k not in expected]

@@ -94,12 +94,9 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         check_patterns("rank_pattern", self.rank_pattern, check_rank)
         check_patterns("alpha_pattern", self.alpha_pattern, check_number)
         tokens = self.trainable_token_indices
-        if tokens is not None:
-            for indices in tokens.values() if isinstance(tokens, dict) else [tokens]:
-                if not isinstance(indices, list):
-                    raise ConfigError.of(
-                        "trainable_token_indices", tokens, "a list of token indices, or a dict of such"
-                    )
+        for name, indices in tokens.items() if isinstance(tokens, dict) else [("", [] if tokens is None else tokens)]:
+            if not isinstance(name, str) or not isinstance(indices, list):
+                raise ConfigError.of("trainable_token_indices", tokens, "a list of token indices, or a dict of such")
 
     def rank(self, path: str) -> int:
         """The rank r of the adapter at `path`."""
