@@ -178,7 +178,7 @@ class PeftModel(Derived):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this block the view answers as its base. Merged adapters are unmerged for as long, bit-exactly."""
-        merged = self._inlay.merged
+        merged = list(self._inlay.merged)
         weights.unmerge(self._inlay)
         try:
             with self._inlay.active.switched(disabled=True):

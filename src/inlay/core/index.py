@@ -25,6 +25,7 @@ class AdapterIndex:
         hosts: path -> adapted module.
         active: the object all hosts read.
         trainable: names whose parameters require gradients.
+        merged: names that are merged into the weights at present, in that order (`inlay.merge.weights` sets it).
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class AdapterIndex:
         self.hosts: dict[str, nn.Module] = {}
         self.active = ActiveAdapters()
         self.trainable: set[str] = set()
+        self.merged: list[str] = []
 
     def add(self, name: str, config: PeftConfig, placements: Sequence[Placement]) -> None:
         """Puts planned adapters in place, inactive and frozen."""
@@ -123,14 +125,9 @@ class AdapterIndex:
                 f"{did_you_mean(str(name), self.configs)}"
             )
 
-    @property
-    def merged(self) -> list[str]:
-        """Names of the adapters that are merged into the weights at present."""
-        return [name for name in self.configs if self.is_merged(name)]
-
     def is_merged(self, name: str) -> bool:
         """Whether adapter `name` is merged into the weights."""
-        return any(a.merged for a in self.placed[name].values())
+        return name in self.merged
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:

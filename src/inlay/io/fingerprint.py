@@ -4,7 +4,8 @@
     config      sha256 of its config, without what does not change the function
     vocab_size  rows of the input embedding
     dtype       of the sampled weights
-    samples     {parameter: numbers at evenly spaced positions}, from up to 16 of the base's weight matrices
+    samples     {parameter: numbers at evenly spaced positions}, from some of the base's weight matrices: 16 evenly
+                spread over it, one of each outermost part such as a head, and the embedding
 
 Samples rather than a digest of them, because the same base may be loaded in another dtype: within one dtype they must
 be equal, across dtypes they may differ by rounding. Weights that are quantised, sharded or on meta are not sampled.
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from inlay.checks import plain
 from inlay.core.plan import walk
-from inlay.errors import BaseMismatchError, ConfigError, InlayWarning
+from inlay.errors import BaseMismatchError, ConfigError, CorruptFileError, InlayWarning
+from inlay.io.manifest import MANIFEST_NAME
 from inlay.io.strict_json import dump_json
 
 _PARAMETERS, _NUMBERS = 16, 8
@@ -47,6 +49,9 @@ def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, An
     weights = {name: w for name, w in _matrices(model).items() if id(w) not in brought}
     names = sorted(weights)
     chosen = dict.fromkeys(names[i * len(names) // _PARAMETERS] for i in range(_PARAMETERS)) if names else {}
+    parts = {n.split(".", 1)[0]: n for n in names}  # one of each outermost part: a head may be fresh, all else equal
+    if len(parts) <= _PARAMETERS:
+        chosen.update(dict.fromkeys(parts.values()))
     matrix = _embedding_matrix(model)
     table = next((n for n, w in weights.items() if w is matrix), None)
     if table is not None:
@@ -63,7 +68,8 @@ def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, An
 def check_base(saved: Mapping[str, Any], model: nn.Module, where: str) -> None:
     """Compares a saved fingerprint with `model`'s.
 
-    Raises BaseMismatchError if vocabulary or sampled weights differ; warns if only the config does.
+    Raises BaseMismatchError if vocabulary or sampled weights differ, CorruptFileError if `saved` is no fingerprint;
+    warns if only the config differs.
     """
     now = fingerprint(model)
     remedy = "Load it onto the base it was trained on, or pass check_base=False if you know that this is right."
@@ -80,6 +86,11 @@ def check_base(saved: Mapping[str, Any], model: nn.Module, where: str) -> None:
         if name not in weights:
             continue
         after = _sample(weights[name])
+        if not isinstance(before, list):
+            raise CorruptFileError(
+                f"'{where}': its {MANIFEST_NAME} describes the base's {name} by {str(before)[:40]}, expected a list of "
+                "numbers. Save the adapter again, or pass check_base=False."
+            )
         if len(before) != len(after) or any(not _agree(b, a, exact) for b, a in zip(before, after, strict=True)):
             raise BaseMismatchError(
                 f"'{where}' was trained on another base: its {name} had {before[:3]}, in this model it has {after[:3]} "

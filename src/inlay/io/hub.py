@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import MissingFileError
+from inlay.io.card import write_card
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, subfolder_of
 
 _FILES = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME, MANIFEST_NAME)
@@ -26,9 +27,11 @@ def local_folder(
     Raises MissingFileError if it is neither (with what the Hub said), or if `model_id` is plainly a path.
     """
     given = str(model_id)
+    subfolder_of(Path(), subfolder)  # a wrong one is an error before anything is fetched
     if os.path.isdir(given):
         return subfolder_of(Path(given), subfolder)
-    if os.path.exists(given) or given.startswith((".", "/", "~")) or given.count("/") > 1 or "\\" in given:
+    path_like = isinstance(model_id, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1 or "\\" in given
+    if path_like or os.path.exists(given):
         raise MissingFileError(f"'{given}' is not a folder. Expected a folder with {CONFIG_NAME} and {WEIGHTS_NAME}.")
     from huggingface_hub import snapshot_download
 
@@ -63,6 +66,7 @@ def push_to_hub(
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
+        write_card(model, folder, repo_id)  # the text; saving keeps it
         model.save_pretrained(folder, **save_arguments)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return api.upload_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,15 @@ def view_from_pretrained(
     **kwargs: Any,
 ) -> Any:
     """A view of `model` with one saved adapter, active; the view's class is that of the config's task."""
-    hub = {k: v for k, v in kwargs.items() if k in ("subfolder", "revision", "cache_dir", "token")}
-    if config is None:
-        config = load_config(model_id, **hub)
-    view = bare_view(VIEW_CLASSES[config.task_type] if not getattr(cls, "heads", ()) else cls, model)
-    autocast = kwargs.pop("autocast_adapter_dtype", True)
-    load_adapter(view, model_id, adapter_name, heads=view.heads, config=config, keep_base_dtype=not autocast, **kwargs)
+    with ExitStack() as stack:
+        if config is None:  # read here to choose the class; saves are held off until the weights are read too
+            hub = {k: kwargs.pop(k) for k in ("subfolder", "revision", "cache_dir", "token") if k in kwargs}
+            model_id = local_folder(model_id, **hub, allow_pickle=kwargs.get("allow_pickle", False))
+            files = stack.enter_context(reading(model_id, config_only=True))
+            config = PeftConfig.from_dict(read_json(files.path(CONFIG_NAME)))
+        view = bare_view(VIEW_CLASSES[config.task_type] if not getattr(cls, "heads", ()) else cls, model)
+        keep = not kwargs.pop("autocast_adapter_dtype", True)
+        load_adapter(view, model_id, adapter_name, heads=view.heads, config=config, keep_base_dtype=keep, **kwargs)
     open_view(view, adapter_name, trainable=is_trainable)
     if not is_trainable:
         view.eval()
@@ -131,7 +135,7 @@ def load_adapter(
                 heads=[*heads, *VIEW_CLASSES[layered.task_type].heads],
                 aliases=aliases_of(model),
                 keep_base_dtype=keep_base_dtype,
-                init=not strict,
+                init=not strict or ignore_mismatched_sizes,
             )
             placed = {p.path: p.adapter for p in placements}
         else:
@@ -142,13 +146,10 @@ def load_adapter(
             tensors = read_pickle(files.path(PICKLE_NAME), allow_pickle, _integer_ok)
             shapes = {k: tuple(t.shape) for k, t in tensors.items()}
         match = match_keys(model, placed, shapes, key_mapping)
-        lenient = not strict
-        if ignore_mismatched_sizes and not lenient:
-            LoadReport(match.report.missing_keys, match.report.unexpected_keys).check(str(folder), list(match.expected))
-        elif not lenient:
-            match.report.check(str(folder), list(match.expected))
         if check_base and files.manifest is not None and isinstance(files.manifest.get("base"), dict):
             check_fingerprint(files.manifest["base"], model, str(folder))
+        if strict:
+            match.report.check(str(folder), list(match.expected), shapes=not ignore_mismatched_sizes)
         if tensors is None:
             tensors = read_tensors(files.path(WEIGHTS_NAME), integer_ok=_integer_ok)
     # from here on nothing fails
@@ -177,13 +178,12 @@ def set_peft_model_state_dict(
     model = getattr(model, "_orig_mod", model)
     index = index_of(model)
     index.require(adapter_name)
+    if index.is_merged(adapter_name):
+        raise StateError(f"Adapter {adapter_name!r} is merged into the weights: call unmerge_adapter() before setting it.")
     placed = index.placed[adapter_name]
     match = match_keys(model, placed, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
     if strict:
-        report = match.report
-        if ignore_mismatched_sizes:
-            report = LoadReport(report.missing_keys, report.unexpected_keys)
-        report.check("the given state dict", list(match.expected))
+        match.report.check("the given state dict", list(match.expected), shapes=not ignore_mismatched_sizes)
     apply(model, match, dict(peft_model_state_dict), placed)
     return match.report
 

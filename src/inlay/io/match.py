@@ -32,8 +32,8 @@ class LoadReport:
     unexpected_keys: list[str] = field(default_factory=list)
     mismatched_keys: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
-    def check(self, where: str, known: Sequence[str]) -> None:
-        """Raises MismatchError unless the report is empty."""
+    def check(self, where: str, known: Sequence[str], shapes: bool = True) -> None:
+        """Raises MismatchError unless the report is empty (of wrong shapes, if those count)."""
         parts = []
         for keys, what in (
             (self.missing_keys, "that this model and config need are missing"),
@@ -43,7 +43,7 @@ class LoadReport:
                 shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
                 hint = did_you_mean(keys[0], known) if keys is self.unexpected_keys and self.missing_keys else ""
                 parts.append(f"{len(keys)} keys {what}: {shown}.{hint}")
-        for key, (expected, got) in list(self.mismatched_keys.items())[:4]:
+        for key, (expected, got) in list(self.mismatched_keys.items())[: 4 if shapes else 0]:
             parts.append(f"{key}: expected shape {expected}, got {got}.")
         if parts:
             raise MismatchError(
@@ -75,13 +75,19 @@ def match_keys(
     expected = tensors_by_key(placed)
     found = {k: k for k in shapes if k in expected}
     rest = [k for k in shapes if k not in expected]
+    candidates: list[tuple[str, str]] = []
     for old, new in (key_mapping or {}).items():
         for k in rest:
             moved = PREFIX + new + k.removeprefix(PREFIX).removeprefix(old)
             if k.removeprefix(PREFIX).startswith(old) and moved in expected:
-                found[k] = moved
+                candidates.append((k, moved))
     if rest:
-        found.update(to_today(rest, expected, aliases_of(model)()))
+        candidates += to_today(rest, expected, aliases_of(model)()).items()
+    taken = set(found)
+    for k, target in candidates:
+        if k not in found and target not in taken:  # a tensor is set once: a second key for it is unexpected
+            found[k] = target
+            taken.add(target)
     modules = walk(model) if rest else {}
     frozen = {k: at for k in rest if k not in found and (at := frozen_at(k, modules)) is not None}
     report = LoadReport()

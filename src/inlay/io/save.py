@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
+from inlay.core.adapter import Adapter
 from inlay.core.index import index_of
-from inlay.errors import ConfigError, FileError, UnsafeFileError
-from inlay.io.card import write_card
-from inlay.io.disk import DISK, reason, write_new
+from inlay.errors import ConfigError, StateError, UnsafeFileError
+from inlay.io.card import replace_file, write_card
 from inlay.io.fingerprint import fingerprint
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, reading, write_folder
 from inlay.io.keys import base_embeddings, state_dict_of
 from inlay.io.strict_json import dump_json
 from inlay.io.tensors import pack_tensors
+from inlay.methods.tokens import TokenRows
 
 
 def save_pretrained(
@@ -42,7 +43,7 @@ def save_pretrained(
         state_dict: the model's full state dict, if the caller gathered it.
 
     Raises:
-        StateError: an adapter that does not exist.
+        StateError: an adapter that does not exist, or none at all.
         NumericsError: an adapter holds NaN or infinity; nothing is written.
         FileError: the file system refused; the old adapter is intact.
     """
@@ -54,9 +55,12 @@ def save_pretrained(
     names = list(index.configs) if selected_adapters is None else list(selected_adapters)
     for name in names:
         index.require(name)
+    if not names:
+        raise StateError("There is no adapter to save: the view has none, or selected_adapters is empty.")
+    packed = []  # everything that may be wrong with any adapter is found before the first is written
     for name in names:
         tensors = state_dict_of(index, name, state_dict)
-        brought = {id(p) for path, a in index.placed[name].items() for p in a.replaces(index.hosts[path])}
+        brought = {id(p) for path, a in index.placed[name].items() for p in _brought(a, index.hosts[path])}
         if save_embedding_layers:
             frozen = base_embeddings(model, index, name, save_embedding_layers is True, state_dict)
             tensors = {**frozen, **tensors}
@@ -65,7 +69,9 @@ def save_pretrained(
             config = index.configs[name].replaced(inference_mode=True)
             files = {CONFIG_NAME: dump_json(config.to_dict()), WEIGHTS_NAME: pack_tensors(tensors)}
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-            write_folder(folder, files, {"inlay": version(), "base": fingerprint(model, brought)})
+            packed.append((folder, files, {"inlay": version(), "base": fingerprint(model, brought)}))
+    for folder, files, extra in packed:
+        write_folder(folder, files, extra)
     if is_main_process:
         write_card(model, save_directory)
 
@@ -98,15 +104,14 @@ def save_config(config: PeftConfig, save_directory: str | Path) -> None:
             extra = {k: v for k, v in (files.manifest or {}).items() if k not in ("format", "files")}
         write_folder(folder, {**kept, CONFIG_NAME: data}, extra)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = folder / f".{CONFIG_NAME}.new"
-        staged.unlink(missing_ok=True)
-        write_new(staged, data)
-        DISK.replace(staged, folder / CONFIG_NAME)
-        DISK.fsync_dir(folder)
-    except OSError as error:
-        raise FileError(f"'{folder / CONFIG_NAME}' cannot be written: {reason(error)}.") from error
+    replace_file(folder / CONFIG_NAME, data)
+
+
+def _brought(adapter: Adapter, host: nn.Module) -> Iterable[nn.Parameter]:
+    """The host's parameters whose values in the base do not matter, or not all: the adapter has its own."""
+    if isinstance(adapter, TokenRows):  # rows of new tokens, which each resizing of the base initialises afresh
+        return [p for p in host.__dict__.get("_unmerged_parameters", host._parameters).values() if p is not None]
+    return adapter.replaces(host)
 
 
 def version() -> str:

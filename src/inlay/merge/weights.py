@@ -47,6 +47,8 @@ def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
     for name in names:
         for adapter in index.placed[name].values():
             adapter.merged = not isinstance(adapter, TrainedModule)
+        if any(adapter.merged for adapter in index.placed[name].values()):
+            index.merged.append(name)
 
 
 def unmerge(index: AdapterIndex) -> None:
@@ -55,9 +57,10 @@ def unmerge(index: AdapterIndex) -> None:
         before = host.__dict__.pop(_UNMERGED, None)
         if before is not None:
             host._parameters = before
-    for adapters in index.placed.values():
-        for adapter in adapters.values():
+    for name in index.merged:
+        for adapter in index.placed[name].values():
             adapter.merged = False
+    index.merged = []
 
 
 def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | None = None) -> Any:

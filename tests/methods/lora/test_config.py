@@ -94,14 +94,14 @@ def test_09_10_11_sizes_are_refused_before_anything_is_allocated() -> None:
         {"r": 5_000_000},
         {"r": 10**13},
         {"rank_pattern": {"up": 5_000_000}},
-        {"alpha_pattern": {f"m{i}": 1.0 for i in range(1_000_000)}},
+        {"alpha_pattern": {f"m{i}": 1.0 for i in range(50_000)}},
         {"layers_to_transform": [10**12], "target_modules": ["up"]},
     ):
         with pytest.raises(ConfigError):
             get_peft_model(mlp(), PeftConfig.from_dict({"peft_type": "LORA", "target_modules": ["up"], **fields}))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.thread_time() - start < 5 and peak < 400e6  # of which the million entries themselves are most
+    assert time.thread_time() - start < 5 and peak < 50e6
 
 
 def test_the_largest_patterns_are_still_quick() -> None:
