@@ -28,7 +28,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trained(folder / "whole", 1, 1)
-    trained(folder / "resumed", 1, 2, str(folder / "whole" / "checkpoint-3"))
+    if not tiny.older("torch", "2.12"):  # which cannot load what was on "cpu:0"
+        trained(folder / "resumed", 1, 2, str(folder / "whole" / "checkpoint-3"))
     torch.distributed.destroy_process_group()
 
 

@@ -45,7 +45,8 @@ def test_ddp_through_trainer(tmp_path: Path) -> None:
     expected = get_peft_model_state_dict(alone)
     whole = load_file(tmp_path / "whole" / "final" / WEIGHTS_NAME)
     assert_close(whole, expected)
-    assert_close(load_file(tmp_path / "resumed" / "final" / WEIGHTS_NAME), whole)
+    if not tiny.older("torch", "2.12"):
+        assert_close(load_file(tmp_path / "resumed" / "final" / WEIGHTS_NAME), whole)
     saved = {p.name for p in (tmp_path / "whole" / "checkpoint-3").iterdir()}
     assert WEIGHTS_NAME in saved and "model.safetensors" not in saved
 
