@@ -206,7 +206,7 @@ def plot(losses, checks, before, path):
 def main(argv=None):
     """Load, measure, train, measure again, compare. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=48, help="training steps (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="rows per step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the adapter and the curve")
