@@ -52,9 +52,9 @@ def check_names(name: str, value: object, text: bool = True) -> Any:
     """A list of non-empty strings, from any collection of them; a single string passes when `text`; None passes."""
     if value is None or (text and isinstance(value, str) and value):
         return value
-    if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping):
-        if all(isinstance(n, str) and n for n in value):
-            return sorted(value) if isinstance(value, set | frozenset) else list(value)
+    many = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    if many and all(isinstance(n, str) and n for n in value):  # type: ignore[attr-defined]
+        return sorted(value) if isinstance(value, set | frozenset) else list(value)  # type: ignore[call-overload]
     raise ConfigError.of(name, value, "a list of names" + (" or one string" if text else ""))
 
 

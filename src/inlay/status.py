@@ -127,6 +127,10 @@ def verify(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     import torch
 
     index = index_of(model)
+    if index.merged:
+        raise StateError(f"{index.merged[0]!r} is merged into the weights: call unmerge_adapter() before verifying.")
+    if index.active.disabled:
+        raise StateError("Adapters are disabled, so that none is reached: verify outside of disable_adapter().")
     wanted = list(dict.fromkeys(p for n in index.active.names for p in index.placed[n]))
     reached: set[str] = set()
     handles = [

@@ -135,6 +135,13 @@ def test_slices_of_a_sequential_view_are_plain_sequentials() -> None:
     assert type(made) is nn.Linear and made.in_features == 3
 
 
+def test_replicas_are_of_the_derived_class() -> None:
+    """nn.DataParallel makes them so."""
+    view = view_of(mlp())
+    replica = view._replicate_for_data_parallel()
+    assert type(replica) is type(view) and replica is not view
+
+
 def test_a_class_with_a_metaclass_and_slots() -> None:
     class Meta(type):
         pass

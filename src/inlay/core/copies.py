@@ -53,6 +53,7 @@ class TrainedParameters(Adapter):
         made = {} if made is None else made
         own = {n: p for n, p in site.module._parameters.items() if p is not None and n in names}
         self.copies = nn.ParameterDict({n: made.setdefault(id(p), _copy(p)) for n, p in own.items()})
+        self.copies.requires_grad_(False)
 
     def weight(self, w: Tensor) -> Tensor:
         own: Tensor = self.copies.get("weight", w)
@@ -68,7 +69,8 @@ class TrainedParameters(Adapter):
         own = dict(host._parameters)
         for name in self.copies:
             own[name] = self.copies[name]
-        stand_in.__dict__.update(host.__dict__, _parameters=own)
+        children = {name: m for name, m in host._modules.items() if name != "adapters"}
+        stand_in.__dict__.update(host.__dict__, _parameters=own, _modules=children)
         return cls.forward(stand_in, *args, **kwargs)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, An
     """
     weights = {name: w for name, w in _matrices(model).items() if id(w) not in brought}
     names = sorted(weights)
-    chosen = dict.fromkeys(names[i * len(names) // _PARAMETERS] for i in range(_PARAMETERS)) if names else {}
+    chosen = dict.fromkeys(names[i * (len(names) - 1) // (_PARAMETERS - 1)] for i in range(_PARAMETERS)) if names else {}
     parts = {n.split(".", 1)[0]: n for n in names}  # one of each outermost part: a head may be fresh, all else equal
     if len(parts) <= _PARAMETERS:
         chosen.update(dict.fromkeys(parts.values()))

@@ -61,8 +61,9 @@ def view_from_pretrained(
             files = stack.enter_context(reading(model_id, config_only=True))
             config = PeftConfig.from_dict(read_json(files.path(CONFIG_NAME)))
         view = bare_view(VIEW_CLASSES[config.task_type] if not getattr(cls, "heads", ()) else cls, model)
-        keep = not kwargs.pop("autocast_adapter_dtype", True)
-        load_adapter(view, model_id, adapter_name, heads=view.heads, config=config, keep_base_dtype=keep, **kwargs)
+        kwargs["keep_base_dtype"] = not kwargs.pop("autocast_adapter_dtype", True)
+        kwargs.update(heads=view.heads, is_trainable=is_trainable, config=config)
+        load_adapter(view, model_id, adapter_name, **kwargs)
     open_view(view, adapter_name, trainable=is_trainable)
     if not is_trainable:
         view.eval()
@@ -179,7 +180,9 @@ def set_peft_model_state_dict(
     index = index_of(model)
     index.require(adapter_name)
     if index.is_merged(adapter_name):
-        raise StateError(f"Adapter {adapter_name!r} is merged into the weights: call unmerge_adapter() before setting it.")
+        raise StateError(
+            f"Adapter {adapter_name!r} is merged into the weights: call unmerge_adapter() before setting it."
+        )
     placed = index.placed[adapter_name]
     match = match_keys(model, placed, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
     if strict:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
-from inlay.core.index import index_of
+from inlay.core.index import AdapterIndex, index_of
 from inlay.errors import ConfigError, StateError, UnsafeFileError
 from inlay.io.card import replace_file, write_card
 from inlay.io.fingerprint import fingerprint
@@ -58,6 +58,8 @@ def save_pretrained(
     if not names:
         raise StateError("There is no adapter to save: the view has none, or selected_adapters is empty.")
     packed = []  # everything that may be wrong with any adapter is found before the first is written
+    if state_dict is None:
+        _check_nothing_is_lost(model, index)
     for name in names:
         tensors = state_dict_of(index, name, state_dict)
         brought = {id(p) for path, a in index.placed[name].items() for p in _brought(a, index.hosts[path])}
@@ -74,6 +76,18 @@ def save_pretrained(
         write_folder(folder, files, extra)
     if is_main_process:
         write_card(model, save_directory)
+
+
+def _check_nothing_is_lost(model: nn.Module, index: AdapterIndex) -> None:
+    """Raises StateError if parameters are being trained that belong to no adapter."""
+    own = {id(p) for placed in index.placed.values() for adapter in placed.values() for p in adapter.parameters()}
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if lost:
+        raise StateError(
+            f"{lost[0]!r} {f'and {len(lost) - 1} more ' if lost[1:] else ''}of the base is being trained but is part of "
+            "no adapter, so it would not be saved: name its module in modules_to_save when the adapter is made, or "
+            "freeze it with requires_grad_(False) if it is saved elsewhere."
+        )
 
 
 def get_peft_model_state_dict(
