@@ -188,7 +188,8 @@ class PeftModel(Derived):
                 weights.merge(self._inlay, merged)
 
     def disable_adapters(self) -> None:
-        """transformers' name: answer as the base until `enable_adapters()`."""
+        """transformers' name: answer as the base until `enable_adapters()`. Merged adapters are unmerged for good."""
+        weights.unmerge(self._inlay)
         self._inlay.active.disabled = True
 
     def enable_adapters(self) -> None:

@@ -74,8 +74,10 @@ def test_a_gathered_state_dict() -> None:
     [
         ("base_model.model.emb.weight", ("emb", "weight")),
         ("base_model.model.emb.base_layer.weight", ("emb", "weight")),
-        ("base_model.model.fc.bias", ("fc", "bias")),
-        ("base_model.model.fc.base_layer.bias", ("fc", "bias")),
+        ("base_model.model.lm_head.bias", ("lm_head", "bias")),
+        ("base_model.model.out.base_layer.bias", ("out", "bias")),  # what the model says is its head
+        ("base_model.model.fc.weight", None),  # no file may replace just any weight of the base
+        ("base_model.model.fc.base_layer.bias", None),
         ("emb.weight", ("emb", "weight")),
         ("base_model.model.fc.scale", None),
         ("base_model.model.free.bias", None),
@@ -86,9 +88,15 @@ def test_a_gathered_state_dict() -> None:
     ],
 )
 def test_frozen_parameters_that_a_file_may_carry(key: str, expected: Any) -> None:
+    root: Any = nn.Module()
+    root.get_output_embeddings = lambda: out
+    out = nn.Linear(2, 2)
     modules = {
+        "": root,
         "emb": nn.Embedding(3, 2),
         "fc": nn.Linear(2, 2),
+        "lm_head": nn.Linear(2, 2),
+        "out": out,
         "free": nn.Linear(2, 2, bias=False),
         "norm": nn.LayerNorm(2),
     }

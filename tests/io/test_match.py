@@ -18,7 +18,7 @@ from inlay import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from inlay.errors import MismatchError, StateError
+from inlay.errors import MismatchError, NumericsError, StateError
 from inlay.inject import aliases_of
 from inlay.io.match import match_keys
 
@@ -211,3 +211,12 @@ def test_an_earlier_name_does_not_count_twice() -> None:
     assert caught.value.unexpected == [old] and not caught.value.missing
     assert set_peft_model_state_dict(view, moved) == LoadReport()
     assert torch.equal(get_peft_model_state_dict(view)[key], moved[old])
+
+
+def test_set_refuses_what_is_not_finite() -> None:
+    view = trained()
+    before, state = snapshot(view), get_peft_model_state_dict(view)
+    state[UP_B] = torch.full_like(state[UP_B], float("nan"))
+    with pytest.raises(NumericsError, match=r"up\.lora_B\.weight' in the given state dict holds"):
+        set_peft_model_state_dict(view, state)
+    assert same(snapshot(view), before)

@@ -61,6 +61,10 @@ class Adapter(nn.Module):
         """What is saved: key behind the host's path in `adapter_model.safetensors` -> parameter or buffer."""
         raise NotImplementedError
 
+    def brings(self, host: nn.Module) -> list[nn.Parameter]:
+        """The host's own parameters whose values in the base do not matter, or not all: they come with the adapter."""
+        return self.replaces(host)
+
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
         """The host's own parameters that this adapter has a trained copy of (they are not counted twice)."""
         return []

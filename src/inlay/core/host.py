@@ -160,6 +160,15 @@ def product(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return convolved
 
 
+UNMERGED = "_unmerged_parameters"  # attribute of a merged host: the parameters it had before (`inlay.merge.weights`)
+
+
+def unmerged_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters as they are without any merged adapter."""
+    found: dict[str, nn.Parameter | None] = module.__dict__.get(UNMERGED, module._parameters)
+    return found
+
+
 def numel(parameter: Any) -> int:
     """How many numbers a parameter stands for: packed (4-bit) and partitioned (ZeRO-3) ones count in full."""
     quant_state = getattr(parameter, "quant_state", None)

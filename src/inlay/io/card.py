@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from inlay.core.index import index_of
-from inlay.errors import FileError, InlayWarning, StateError
-from inlay.io.disk import DISK, locked, reason, write_new
+from inlay.errors import InlayWarning, StateError
+from inlay.io.disk import replace_file
 
 _TEXT = """
 # {title}
@@ -74,17 +74,3 @@ def write_card(model: nn.Module, folder: str | Path, known_as: str | None = None
     data["library_name"] = "peft"
     data["tags"] = [*tags, *(t for t in wanted if t not in tags)]
     replace_file(path, str(card).encode("utf-8"))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a single file, whole or not at all; its folder is made. Raises FileError if the system refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent, exclusive=True):
-            staged = path.with_name(f".{path.name}.new")
-            staged.unlink(missing_ok=True)
-            write_new(staged, data)
-            DISK.replace(staged, path)
-            DISK.fsync_dir(path.parent)
-    except OSError as error:
-        raise FileError(f"'{path}' cannot be written: {reason(error)}.") from error

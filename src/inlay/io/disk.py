@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inlay.errors import FileError
+
 try:
     import fcntl
 except ImportError:  # Windows: neither directory handles nor flock
@@ -204,3 +206,17 @@ def reason(error: OSError) -> str:
     """What the system said, and of which file."""
     said = error.strerror or str(error)
     return f"{said} ('{error.filename}')" if error.filename else said
+
+
+def replace_file(path: Path, data: bytes, disk: Disk = DISK) -> None:
+    """Writes a single file, whole or not at all; its folder is made. Raises FileError if the system refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent, exclusive=True, disk=disk):
+            staged = path.with_name(f".{path.name}.new")
+            staged.unlink(missing_ok=True)
+            write_new(staged, data, disk)
+            disk.replace(staged, path)
+            disk.fsync_dir(path.parent)
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be written: {reason(error)}.") from error

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import plain
+from inlay.core.host import unmerged_parameters
 from inlay.core.plan import walk
 from inlay.errors import BaseMismatchError, ConfigError, CorruptFileError, InlayWarning
 from inlay.io.manifest import MANIFEST_NAME
@@ -48,7 +49,8 @@ def fingerprint(model: nn.Module, brought: Collection[int] = ()) -> dict[str, An
     """
     weights = {name: w for name, w in _matrices(model).items() if id(w) not in brought}
     names = sorted(weights)
-    chosen = dict.fromkeys(names[i * (len(names) - 1) // (_PARAMETERS - 1)] for i in range(_PARAMETERS)) if names else {}
+    spread = [i * (len(names) - 1) // (_PARAMETERS - 1) for i in range(_PARAMETERS)] if names else []
+    chosen = dict.fromkeys(names[i] for i in spread)
     parts = {n.split(".", 1)[0]: n for n in names}  # one of each outermost part: a head may be fresh, all else equal
     if len(parts) <= _PARAMETERS:
         chosen.update(dict.fromkeys(parts.values()))
@@ -115,7 +117,7 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in walk(model).items():
-        shared = module.__dict__.get("_unmerged_parameters", module._parameters)
+        shared = unmerged_parameters(module)
         for name, p in shared.items():
             if p is None or id(p) in seen or p.dim() < 2 or p.device.type == "meta" or hasattr(p, "full_tensor"):
                 continue

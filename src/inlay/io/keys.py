@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inlay import registry
 from inlay.core.adapter import Adapter
-from inlay.core.host import kind_of
+from inlay.core.host import kind_of, unmerged_parameters
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
 from inlay.errors import MismatchError
@@ -80,7 +80,7 @@ def base_embeddings(
     for path, module in modules.items():
         if (everything or path in adapted) and any(module is end for end in ends):
             at = path + _BASE_LAYER if path in adapted else path
-            frozen = module.__dict__.get("_unmerged_parameters", module._parameters)
+            frozen = unmerged_parameters(module)
             gathered = state_dict or {}
             for n, p in frozen.items():
                 if p is not None:
@@ -116,12 +116,13 @@ def _ends(model: Any) -> list[nn.Module]:
 
 
 def frozen_at(key: str, modules: Mapping[str, nn.Module]) -> tuple[str, str] | None:
-    """(path, parameter's name) if `key` names a frozen parameter of an embedding or linear layer, else None."""
+    """(path, parameter's name) if `key` names a frozen parameter of an embedding or of an output head, else None."""
     at, _, name = key.removeprefix(PREFIX).rpartition(".")
     module = modules.get(path := at.removesuffix(_BASE_LAYER))
-    if module is None or kind_of(module) not in ("embedding", "linear") or module._parameters.get(name) is None:
+    if module is None or module._parameters.get(name) is None:
         return None
-    return path, name
+    end = kind_of(module) == "embedding" or path.rsplit(".", 1)[-1] in EMBEDDINGS
+    return (path, name) if end or any(module is m for m in _ends(modules[""])) else None
 
 
 def is_echo(key: str, expected: Container[str]) -> bool:

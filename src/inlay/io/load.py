@@ -20,7 +20,7 @@ from inlay.io.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, AdapterFiles
 from inlay.io.hub import local_folder
 from inlay.io.match import LoadReport, apply, match_keys
 from inlay.io.strict_json import read_json
-from inlay.io.tensors import read_header, read_pickle, read_tensors
+from inlay.io.tensors import check_finite, read_header, read_pickle, read_tensors
 from inlay.model import bare_view, open_view
 from inlay.tasks import VIEW_CLASSES
 
@@ -174,7 +174,8 @@ def set_peft_model_state_dict(
 ) -> LoadReport:
     """Sets an existing adapter's tensors from a dict keyed as `adapter_model.safetensors` is.
 
-    Raises MismatchError, with the model unchanged, unless every key and shape fits; `strict=False` applies what fits.
+    Raises MismatchError unless every key and shape fits (`strict=False` applies what fits), NumericsError if a tensor
+    holds NaN or infinity, StateError if the adapter is merged. The model is unchanged then.
     """
     model = getattr(model, "_orig_mod", model)
     index = index_of(model)
@@ -187,6 +188,8 @@ def set_peft_model_state_dict(
     match = match_keys(model, placed, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
     if strict:
         match.report.check("the given state dict", list(match.expected), shapes=not ignore_mismatched_sizes)
+    for key, tensor in peft_model_state_dict.items():
+        check_finite(key, tensor, "the given state dict")
     apply(model, match, dict(peft_model_state_dict), placed)
     return match.report
 

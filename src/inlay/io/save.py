@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
-from inlay.core.adapter import Adapter
 from inlay.core.index import AdapterIndex, index_of
 from inlay.errors import ConfigError, StateError, UnsafeFileError
-from inlay.io.card import replace_file, write_card
+from inlay.io.card import write_card
+from inlay.io.disk import replace_file
 from inlay.io.fingerprint import fingerprint
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, reading, write_folder
 from inlay.io.keys import base_embeddings, state_dict_of
 from inlay.io.strict_json import dump_json
 from inlay.io.tensors import pack_tensors
-from inlay.methods.tokens import TokenRows
 
 
 def save_pretrained(
@@ -62,7 +61,7 @@ def save_pretrained(
         _check_nothing_is_lost(model, index)
     for name in names:
         tensors = state_dict_of(index, name, state_dict)
-        brought = {id(p) for path, a in index.placed[name].items() for p in _brought(a, index.hosts[path])}
+        brought = {id(p) for path, a in index.placed[name].items() for p in a.brings(index.hosts[path])}
         if save_embedding_layers:
             frozen = base_embeddings(model, index, name, save_embedding_layers is True, state_dict)
             tensors = {**frozen, **tensors}
@@ -84,8 +83,8 @@ def _check_nothing_is_lost(model: nn.Module, index: AdapterIndex) -> None:
     lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     if lost:
         raise StateError(
-            f"{lost[0]!r} {f'and {len(lost) - 1} more ' if lost[1:] else ''}of the base is being trained but is part of "
-            "no adapter, so it would not be saved: name its module in modules_to_save when the adapter is made, or "
+            f"{lost[0]!r} {f'and {len(lost) - 1} more ' if lost[1:] else ''}of the base is being trained but is part "
+            "of no adapter, so it would not be saved: name its module in modules_to_save when the adapter is made, or "
             "freeze it with requires_grad_(False) if it is saved elsewhere."
         )
 
@@ -119,13 +118,6 @@ def save_config(config: PeftConfig, save_directory: str | Path) -> None:
         write_folder(folder, {**kept, CONFIG_NAME: data}, extra)
         return
     replace_file(folder / CONFIG_NAME, data)
-
-
-def _brought(adapter: Adapter, host: nn.Module) -> Iterable[nn.Parameter]:
-    """The host's parameters whose values in the base do not matter, or not all: the adapter has its own."""
-    if isinstance(adapter, TokenRows):  # rows of new tokens, which each resizing of the base initialises afresh
-        return [p for p in host.__dict__.get("_unmerged_parameters", host._parameters).values() if p is not None]
-    return adapter.replaces(host)
 
 
 def version() -> str:

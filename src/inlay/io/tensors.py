@@ -127,7 +127,7 @@ def read_tensors(
     except OSError as error:
         raise _unreadable(path, error) from error
     for name, tensor in tensors.items():
-        _check_finite(name, tensor, f"'{path}'")
+        check_finite(name, tensor, f"'{path}'")
     return tensors
 
 
@@ -148,7 +148,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
         if not _is_dense(tensor) or tensor.dtype not in DTYPES.values():
             given = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise ConfigError.of(name, given, f"a dense tensor with data, of dtype {', '.join(DTYPES)}")
-        _check_finite(name, tensor, "the adapter that is being saved")
+        check_finite(name, tensor, "the adapter that is being saved")
         # Always a copy: safetensors takes neither strides nor tensors that share memory.
         packed[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return save(packed, metadata={"format": "pt"})
@@ -190,7 +190,7 @@ def read_pickle(
     tensors = dict(loaded)
     for name, tensor in tensors.items():
         _check_dtype(path, name, tensor.dtype, integer_ok)
-        _check_finite(name, tensor, f"'{path}'")
+        check_finite(name, tensor, f"'{path}'")
     return tensors
 
 
@@ -247,7 +247,8 @@ def _check_dtype(path: Path, name: str, dtype: torch.dtype, integer_ok: Callable
         raise _corrupt(path, f"{name!r} has dtype {dtype}; expected floating point")
 
 
-def _check_finite(name: str, tensor: Tensor, where: str) -> None:
+def check_finite(name: str, tensor: Tensor, where: str) -> None:
+    """Raises NumericsError if a tensor holds NaN or infinity; `where` says what it belongs to."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     values = tensor.detach()

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from inlay.core.adapted import clone_unadapted
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedModule, TrainedParameters, own_tensors
-from inlay.core.host import canonical, offloaded_to
+from inlay.core.host import UNMERGED, canonical, offloaded_to, unmerged_parameters
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
 from inlay.core.skeleton import clone_skeleton
 from inlay.errors import NumericsError, StateError
-
-_UNMERGED = "_unmerged_parameters"  # attribute of a merged host: the parameters it shares with the base
 
 
 def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
@@ -42,7 +40,7 @@ def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
     merged = _merged_parameters(index, names)
     for path, parameters in merged.items():
         host = index.hosts[path]
-        host.__dict__.setdefault(_UNMERGED, host._parameters)
+        host.__dict__.setdefault(UNMERGED, host._parameters)
         host._parameters = {**host._parameters, **parameters}
     for name in names:
         for adapter in index.placed[name].values():
@@ -54,7 +52,7 @@ def merge(index: AdapterIndex, names: Sequence[str] | None = None) -> None:
 def unmerge(index: AdapterIndex) -> None:
     """Undoes every `merge`: the hosts have their shared parameters again. Does nothing if nothing is merged."""
     for host in index.hosts.values():
-        before = host.__dict__.pop(_UNMERGED, None)
+        before = host.__dict__.pop(UNMERGED, None)
         if before is not None:
             host._parameters = before
     for name in index.merged:
@@ -73,14 +71,14 @@ def merge_and_unload(model: Any, index: AdapterIndex, names: Sequence[str] | Non
     present = [n for n in index.merged if n not in names]
     if present:
         raise StateError(f"{present} is merged into the weights: call unmerge_adapter() or name it too.")
-    before = {path: host.__dict__.get(_UNMERGED, host._parameters) for path, host in index.hosts.items()}
+    before = {path: unmerged_parameters(host) for path, host in index.hosts.items()}
     merged = _merged_parameters(index, names, source=before)
     plain = clone_unadapted(model)
     plain.__dict__.pop("_inlay", None)
     plain.__dict__.pop("_base", None)
     clones = walk(plain)
     for path in index.hosts:
-        clones[path].__dict__.pop(_UNMERGED, None)
+        clones[path].__dict__.pop(UNMERGED, None)
         clones[path]._parameters = {**before[path], **merged[path]} if path in merged else before[path]
     for path in index.hosts:
         trained = [a for n in names if isinstance(a := index.placed[n].get(path), TrainedModule)]

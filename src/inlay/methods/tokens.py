@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
-from inlay.core.host import Site, canonical, output_scale
+from inlay.core.host import Site, canonical, output_scale, unmerged_parameters
 from inlay.errors import ConfigError
 
 
@@ -64,6 +64,10 @@ class TokenRows(Adapter):
         if host.bias is not None:
             logits = logits + host.bias[self.indices]
         return y.index_copy(-1, self.indices, logits)
+
+    def brings(self, host: nn.Module) -> list[nn.Parameter]:
+        # rows of new tokens are made afresh whenever the base is resized
+        return [p for p in unmerged_parameters(host).values() if p is not None]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"token_adapter.trainable_tokens_delta": self.rows} if self.owner else {}
