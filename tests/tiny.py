@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 VOCAB = 40
@@ -134,3 +136,8 @@ def scramble(view: Any, size: float = 0.1, seed: int = 7) -> Any:
 def close(a: Tensor, b: Tensor, rtol: float = 1e-9, atol: float = 1e-9) -> None:
     """Raises AssertionError unless two tensors agree."""
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def older(package: str, version: str) -> bool:
+    """Whether an older release of `package` is installed than `version`."""
+    return Version(importlib.metadata.version(package)) < Version(version)

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from inlay import get_peft_model
 
+from ..tiny import older
 from . import tiny
 from .tiny import arguments, fill, lora, rows
 
@@ -28,7 +29,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trained(folder / "whole", 1, 1)
-    if not tiny.older("torch", "2.12"):  # which cannot load what was on "cpu:0"
+    if not older("torch", "2.12"):  # which cannot load what was on "cpu:0"
         trained(folder / "resumed", 1, 2, str(folder / "whole" / "checkpoint-3"))
     torch.distributed.destroy_process_group()
 

@@ -15,6 +15,7 @@ import inlay
 from inlay import PeftModel, get_peft_model_state_dict
 from inlay.io.folder import WEIGHTS_NAME
 
+from ..tiny import older
 from . import distributed_ddp, distributed_fsdp, tiny
 
 
@@ -45,7 +46,7 @@ def test_ddp_through_trainer(tmp_path: Path) -> None:
     expected = get_peft_model_state_dict(alone)
     whole = load_file(tmp_path / "whole" / "final" / WEIGHTS_NAME)
     assert_close(whole, expected)
-    if not tiny.older("torch", "2.12"):
+    if not older("torch", "2.12"):
         assert_close(load_file(tmp_path / "resumed" / "final" / WEIGHTS_NAME), whole)
     saved = {p.name for p in (tmp_path / "whole" / "checkpoint-3").iterdir()}
     assert WEIGHTS_NAME in saved and "model.safetensors" not in saved

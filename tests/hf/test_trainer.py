@@ -21,6 +21,7 @@ from inlay.hf import trainer as glue
 from inlay.hf.callbacks import LoadBestAdapters
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME
 
+from ..tiny import older
 from . import tiny
 from .tiny import arguments, copied, fill, lora, rows
 
@@ -159,7 +160,7 @@ def two_adapters(active: str, **changes: Any) -> Any:
     return view
 
 
-@pytest.mark.skipif(tiny.older("transformers", "5.23"), reason="Trainer reads the sub-folders' adapters only")
+@pytest.mark.skipif(older("transformers", "5.23"), reason="Trainer reads the sub-folders' adapters only")
 @pytest.mark.parametrize("active", ["default", "other"])
 def test_the_active_one_of_two_adapters_resumes(tmp_path: Path, active: str) -> None:
     options = {"save_strategy": "steps", "save_steps": 3}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.version import Version
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -156,8 +154,3 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", model_max_length=64, **names)
-
-
-def older(package: str, version: str) -> bool:
-    """Whether an older release of `package` is installed than `version`."""
-    return Version(importlib.metadata.version(package)) < Version(version)

@@ -53,10 +53,7 @@ class Adapted(Derived):
 
     def _forward_alone(self, *args: Any, **kwargs: Any) -> Any:
         """The host's own forward where it has children, over which it may iterate: `adapters` is none of them."""
-        host: Any = object.__new__(self._original_class)
-        children = {k: m for k, m in self._modules.items() if k != "adapters"}
-        host.__dict__.update(self.__dict__, _modules=children)
-        return self._original_class.forward(host, *args, **kwargs)
+        return self._original_class.forward(stand_in(self), *args, **kwargs)
 
     def _forward_rows(self, rows: tuple[str, ...], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """One adapter name per row of the batch; a row may stand for several consecutive ones (beams)."""
@@ -77,6 +74,14 @@ class Adapted(Derived):
             out = y.new_zeros((x.shape[0], *y.shape[1:])) if out is None else out
             out = out.index_copy(0, index, y)
         return out
+
+
+def stand_in(host: nn.Module, **changed: Any) -> Any:
+    """A plain object of an adapted host's own class, with all it has but its adapters, and some attributes changed."""
+    plain = object.__new__(original_class(host))
+    children = {name: m for name, m in host._modules.items() if name != "adapters"}
+    plain.__dict__.update(host.__dict__, _modules=children, **changed)
+    return plain
 
 
 def is_adapted(module: nn.Module) -> bool:

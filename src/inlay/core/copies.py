@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
-from inlay.core.adapted import clone_unadapted
+from inlay.core.adapted import clone_unadapted, stand_in
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
 from inlay.core.host import Site
@@ -64,14 +64,10 @@ class TrainedParameters(Adapter):
         return own
 
     def forward(self, base: Callable[..., Any], *args: Any, host: nn.Module, **kwargs: Any) -> Any:
-        cls = original_class(host)
-        stand_in = object.__new__(cls)  # the host in all but these parameters
         own = dict(host._parameters)
         for name in self.copies:
             own[name] = self.copies[name]
-        children = {name: m for name, m in host._modules.items() if name != "adapters"}
-        stand_in.__dict__.update(host.__dict__, _parameters=own, _modules=children)
-        return cls.forward(stand_in, *args, **kwargs)
+        return original_class(host).forward(stand_in(host, _parameters=own), *args, **kwargs)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.copies.items())
