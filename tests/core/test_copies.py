@@ -172,6 +172,25 @@ def test_every_bias_in_full(part: str) -> None:
     assert same(snapshot(base), before)
 
 
+def test_tied_biases_stay_tied_and_the_rest_of_a_host_is_its_own() -> None:
+    """As BERT's head has it: one bias in two modules."""
+    base = nn.ModuleDict({"fc": nn.Linear(4, 4), "one": nn.Linear(4, 4), "two": nn.Linear(4, 4)}).double()
+    base["two"].bias = base["one"].bias
+    view = get_peft_model(base, LoraConfig(target_modules=["fc"], bias="all"))
+    first, second = view["one"].adapters["default"], view["two"].adapters["default"]
+    assert first.copies["bias"] is second.copies["bias"] is not base["one"].bias
+    with torch.no_grad():
+        first.copies["bias"].add_(1)
+    x = torch.randn(3, 4).double()
+    for name in ("one", "two"):
+        close(view[name](x), base[name](x) + 1)
+    w, b = torch.ones(1), torch.ones(1)
+    assert first.weight(w) is w and first.bias(b) is first.copies["bias"]
+    assert first.replaces(view["one"]) == [base["one"].bias]
+    merged = view.merge_and_unload()
+    assert merged["one"].bias is merged["two"].bias
+
+
 def test_buffers_of_the_copy_are_its_own() -> None:
     base = made(lambda: Big(nn.BatchNorm1d(4)))
     view = get_peft_model(base, LoraConfig(target_modules=["fc"], modules_to_save=["part"])).train()

@@ -292,6 +292,25 @@ def test_second_derivatives_are_refused_and_not_wrong() -> None:
         g.sum().backward()
 
 
+def test_under_torch_func_the_plain_formula_is_traced() -> None:
+    """Per-sample gradients, for instance."""
+    x = torch.randn(3, IN, dtype=torch.float64)
+    other = operands(x)
+    y = torch.randn(3, OUT, dtype=torch.float64)
+
+    def one(a: Tensor, row: Tensor) -> Tensor:
+        return lora_linear(row, other["weight"], other["bias"], a, other["b"], SCALE).square().sum()
+
+    def two(a: Tensor, row: Tensor, base: Tensor) -> Tensor:
+        return lora_add(base, row, a, other["b"], SCALE).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(one), (None, 0))(other["a"].detach(), x)
+    also = torch.func.vmap(torch.func.grad(two), (None, 0, 0))(other["a"].detach(), x, y)
+    for i in range(3):
+        torch.testing.assert_close(each[i], torch.autograd.grad(one(other["a"], x[i]), other["a"])[0])
+        torch.testing.assert_close(also[i], torch.autograd.grad(two(other["a"], x[i], y[i]), other["a"])[0])
+
+
 def test_under_compile_the_plain_formula_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, IN, dtype=torch.float64)
     y = torch.randn(3, OUT, dtype=torch.float64)

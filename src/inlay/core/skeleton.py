@@ -5,7 +5,8 @@
 module (bound methods, partials, closures, hook handles, small containers) is rebuilt to refer to the clone. Otherwise
 an instance-level `forward`, as accelerate's hooks install, would go on calling the original's children.
 
-Private to the clone: batch-norm statistics, `config` and `generation_config`, hooks, and flags such as `training`.
+Private to the clone: batch-norm statistics (moving or casting is therefore done to clone and original each, where there
+are any), `config` and `generation_config`, hooks, and flags such as `training`.
 """
 
 from __future__ import annotations

@@ -22,11 +22,18 @@ from torch.autograd.function import once_differentiable
 from inlay.kernels import reference
 
 
+def is_traced() -> bool:
+    """True where operators are looked into: by the compiler, which fuses them as well, or by `torch.func`."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
     r"""y = x W^T + bias + s (x A^T) B^T on a frozen W, in x's dtype.
 
     x: (..., in)   W: (out, in), of x's dtype   bias: (out,)   A: (r, in)   B: (out, r)   s: scale
     """
+    if is_traced():
+        return reference.lora_linear(x, weight, bias, a, b, scale)
     return _LoraLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -35,9 +42,9 @@ def lora_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor
 
     y: (..., out)   x: (..., in)   A: (r, in)   B: (out, r)   s: scale
 
-    Under `torch.compile` the plain formula is traced instead: the compiler fuses it as well.
+    Under `torch.compile` and `torch.func` the plain formula is traced instead.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return reference.lora_add(y, x, a, b, scale)
     return _LoraAdd.apply(y, x, a, b, scale)  # type: ignore[no-any-return, no-untyped-call]
 

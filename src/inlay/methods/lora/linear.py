@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
 from inlay.errors import ConfigError
-from inlay.kernels.lora import lora_add, lora_linear
+from inlay.kernels.lora import is_traced, lora_add, lora_linear
 from inlay.methods.lora.config import LoraConfig
 from inlay.registry import adapter
 
@@ -90,7 +90,7 @@ class LoraLinear(LowRank):
 
 def _is_plain(base: Any, host: Any, x: Tensor) -> bool:
     """True if `base` is just x W^T + b on a frozen, dense W of x's dtype, so that one kernel can do it all."""
-    if torch.compiler.is_compiling() or getattr(base, "__func__", None) is not nn.Linear.forward:
+    if is_traced() or getattr(base, "__func__", None) is not nn.Linear.forward:
         return False
     w = host.weight
     return w.dtype == x.dtype and not w.requires_grad and not torch.is_autocast_enabled(x.device.type) and x.numel() > 0
