@@ -112,10 +112,11 @@ def test_a_bias_that_is_not_finite() -> None:
         view.merge_adapter()
 
 
-def test_quantised_weights_are_refused_for_now() -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_62_quantised_weights_are_refused_for_now(dtype: torch.dtype) -> None:
     view = view_of()
-    view.up._parameters = {**view.up._parameters, "weight": nn.Parameter(torch.zeros(16, 8, dtype=torch.int8), False)}
-    with pytest.raises(StateError, match=r"'up' holds a torch.int8 weight: merging into quantised layers"):
+    view.up._parameters = {**view.up._parameters, "weight": nn.Parameter(torch.zeros(16, 8).to(dtype), False)}
+    with pytest.raises(StateError, match=rf"'up' holds a {dtype} weight: merging into quantised layers"):
         view.merge_adapter()
 
 

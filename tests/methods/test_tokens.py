@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from inlay import LoraConfig, PeftModel, get_peft_model
-from inlay.errors import ConfigError, TargetError
+from inlay.errors import ConfigError, StateError, TargetError
 from tests.tiny import close, ids, llama, net, same, scramble, snapshot
 
 TOKENS = [3, 0, 14]
@@ -126,6 +126,34 @@ def test_indices_that_are_none(tokens: Any) -> None:
         ConfigError, match=r"trainable_token_indices=.*distinct token indices from 0 to 39 of 'model.emb"
     ):
         view_of(llama(), tokens)
+
+
+def test_the_message_names_the_wrong_ones() -> None:
+    for tokens, shown in (([1, 40, -1], r"\[40, -1\]"), ([1, 1], r"\[1, 1\]")):
+        with pytest.raises(ConfigError, match=rf"trainable_token_indices={shown} is not allowed"):
+            view_of(llama(), tokens)
+
+
+def test_with_another_adapter_on_the_same_table() -> None:
+    """The rows take the table's place; what the other adds is added to them too, in whatever order."""
+    base = llama(dtype=torch.float64)
+    view = view_of(base)
+    view.add_adapter("lora", LoraConfig(target_modules=["embed_tokens"], r=2))
+    scramble(view, 0.5)
+    table = view.model.embed_tokens
+    rows, lora = table.adapters["default"].rows, table.adapters["lora"]
+    weight = base.model.embed_tokens.weight.clone()
+    weight[TOKENS] = rows
+    expected = weight + lora.scale * (lora.B @ lora.A).T
+    for order in (["default", "lora"], ["lora", "default"]):
+        view.set_adapter(order)
+        close(table(ids()), expected[ids()])
+        view.merge_adapter()
+        close(table.weight, expected)
+        view.unmerge_adapter()
+    view.add_adapter("more", LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5]))
+    with pytest.raises(StateError, match="cannot be active together"):
+        view.set_adapter(["default", "more"])
 
 
 @pytest.mark.parametrize("tokens", [{"emb": [1]}, {"embed_tokens": [1], "emb": [1]}, {"norm": [1]}, {}])

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
-from inlay.core.index import AdapterIndex, index_of
+from inlay.core.index import index_of
+from inlay.core.plan import walk
 from inlay.errors import ConfigError, StateError, UnsafeFileError
 from inlay.io.card import write_card
 from inlay.io.disk import replace_file
@@ -58,7 +59,7 @@ def save_pretrained(
         raise StateError("There is no adapter to save: the view has none, or selected_adapters is empty.")
     packed = []  # everything that may be wrong with any adapter is found before the first is written
     if state_dict is None:
-        _check_nothing_is_lost(model, index)
+        _check_nothing_is_lost(model)
     for name in names:
         tensors = state_dict_of(index, name, state_dict)
         brought = {id(p) for path, a in index.placed[name].items() for p in a.brings(index.hosts[path])}
@@ -77,10 +78,10 @@ def save_pretrained(
         write_card(model, save_directory)
 
 
-def _check_nothing_is_lost(model: nn.Module, index: AdapterIndex) -> None:
+def _check_nothing_is_lost(model: nn.Module) -> None:
     """Raises StateError if parameters are being trained that belong to no adapter."""
-    own = {id(p) for placed in index.placed.values() for adapter in placed.values() for p in adapter.parameters()}
-    lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    owned = ((f"{path}.{n}" if path else n, p) for path, m in walk(model).items() for n, p in m._parameters.items())
+    lost = [name for name, p in owned if p is not None and p.requires_grad]
     if lost:
         raise StateError(
             f"{lost[0]!r} {f'and {len(lost) - 1} more ' if lost[1:] else ''}of the base is being trained but is part "

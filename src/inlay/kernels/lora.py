@@ -76,7 +76,7 @@ class _LoraLinear(Function):
         y = (h @ low).mul_(scale) if bias is None else torch.addmm(bias, h, low, alpha=scale)
         y.addmm_(rows, weight.t())
         ctx.save_for_backward(x, h, weight, a, b)
-        ctx.scale, ctx.with_bias = scale, bias is not None
+        ctx.scale = scale
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod

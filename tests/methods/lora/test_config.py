@@ -123,6 +123,7 @@ def test_ranks_and_scales_by_pattern() -> None:
 def test_defaults() -> None:
     config = LoraConfig()
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 8, 0.0, "none")
-    assert config.init_lora_weights is True and config.use_rslora is False
+    assert config.init_lora_weights is True and config.use_rslora is False and config.fan_in_fan_out is False
+    assert config.rank_pattern == {} and config.alpha_pattern == {} and config.trainable_token_indices is None
     assert config.default_targets("llama") == ["q_proj", "v_proj"] and config.default_targets(None) is None
     assert config.default_targets("no such model") is None
