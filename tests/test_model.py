@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inlay import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from inlay.errors import ConfigError, StateError
+from inlay.errors import ConfigError, StateError, TargetError
 from tests.tiny import Mlp, ids, llama, mlp, net, outline, same, scramble, snapshot
 
 X = torch.ones(2, 8)
@@ -73,7 +73,7 @@ def test_what_is_no_config() -> None:
             ConfigError, match=r"peft_config='\w+' is not allowed: expected a config such as LoraConfig"
         ):
             get_peft_model(mlp(), wrong)
-    with pytest.raises(ConfigError, match="a config of a method that sits in layers"):
+    with pytest.raises(TargetError, match="target_modules=None is not allowed: expected at least one module to adapt"):
         get_peft_model(mlp(), PeftConfig())
 
 

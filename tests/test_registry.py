@@ -13,9 +13,8 @@ from inlay import AdapterConfig, LoraConfig, PeftConfig, registry
 from inlay import config as configs
 from inlay.core.adapter import Adapter
 from inlay.core.host import KINDS
-from inlay.errors import ConfigError
 from inlay.methods.lora import LoraConv, LoraEmbedding, LoraLinear
-from inlay.registry import adapter, adapter_for, glue_for, kinds_of, registered, require_layer_config
+from inlay.registry import adapter, adapter_for, glue_for, kinds_of, registered
 from tests.tiny import llama, mlp
 
 
@@ -53,15 +52,15 @@ def test_a_method_is_registered_by_a_decorator(tables: None) -> None:
     assert adapter_for(MineConfig(), "conv1d") is Mine and adapter_for(MineConfig(), "embedding") is None
     assert adapter_for(Special(), "linear") is Mine, "configs inherit their class's adapters"
     assert kinds_of(Special()) == ["conv1d", "linear"]
-    assert (MineConfig, "linear") in registered()
+    assert (MineConfig, "linear", "") in registered()
     adapter(Special, "linear")(LoraLinear)
     assert adapter_for(Special(), "linear") is LoraLinear and adapter_for(MineConfig(), "linear") is Mine
 
 
 def test_the_table_is_a_copy() -> None:
     table = registered()
-    assert table and all(issubclass(c, PeftConfig) and issubclass(a, Adapter) for (c, _), a in table.items())
-    assert {kind for _, kind in table} <= set(KINDS.values())
+    assert table and all(issubclass(c, PeftConfig) and issubclass(a, Adapter) for (c, *_), a in table.items())
+    assert {kind for _, kind, _ in table} <= {*KINDS.values(), "module"}
     table.clear()
     assert registered()
 
@@ -80,10 +79,23 @@ def test_glue_is_found_by_the_package_of_a_models_class(monkeypatch: pytest.Monk
     assert glue_for(object.__new__(Own)) is not None and asked == ["inlay.hf.glue"]
 
 
-def test_only_configs_that_sit_in_layers_are_taken_for_layers() -> None:
-    config = LoraConfig()
-    assert require_layer_config(config) is config
-    with pytest.raises(
-        ConfigError, match=r"peft_config='PeftConfig' is not allowed: expected a config of a method that"
-    ):
-        require_layer_config(PeftConfig())
+def test_a_variant_of_a_config_has_its_own_adapters_and_any_module_is_the_last_resort(tables: None) -> None:
+    @dataclass
+    class MineConfig(AdapterConfig, peft_type="MINE"):
+        odd: bool = False
+
+        @property
+        def variant(self) -> str:
+            return "odd" if self.odd else ""
+
+    class Plain(Adapter):
+        pass
+
+    class Odd(Adapter):
+        pass
+
+    adapter(MineConfig, "module")(Plain)
+    adapter(MineConfig, "linear", variant="odd")(Odd)
+    assert adapter_for(MineConfig(), "linear") is Plain and adapter_for(MineConfig(), "module") is Plain
+    assert adapter_for(MineConfig(odd=True), "linear") is Odd and adapter_for(MineConfig(odd=True), "conv1d") is None
+    assert kinds_of(MineConfig(odd=True)) == ["linear"]

@@ -40,6 +40,7 @@ HOSTS = {
     "conv1d": ["conv1"],
     "conv2d": ["conv2"],
     "conv3d": ["conv3"],
+    "module": ["norm"],
 }
 """Kind of host -> its paths in `Net`."""
 

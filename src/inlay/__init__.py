@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from inlay.methods import METHODS
+
 _NAMES = {
     "inlay.config": ["AdapterConfig", "PeftConfig", "PeftType", "TaskType"],
     "inlay.errors": ["InlayError", "InlayWarning"],
@@ -23,7 +25,6 @@ _NAMES = {
     "inlay.io.load": ["set_peft_model_state_dict"],
     "inlay.io.match": ["LoadReport"],
     "inlay.io.save": ["get_peft_model_state_dict"],
-    "inlay.methods.lora.config": ["LoraConfig"],
     "inlay.inject": ["inject_adapter_in_model"],
     "inlay.model": ["PeftModel"],
     "inlay.status": ["get_layer_status", "get_model_status"],
@@ -37,7 +38,7 @@ _NAMES = {
         "get_peft_model",
     ],
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_HOME = {name: module for module, names in {**_NAMES, **METHODS}.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = sorted(_HOME)

@@ -61,8 +61,8 @@ _CLASSES: dict[str, type[PeftConfig]] = {}
 
 
 def config_classes() -> dict[str, type[PeftConfig]]:
-    """Every registered config class by its peft type (imports `inlay.methods` on first use)."""
-    importlib.import_module("inlay.methods")
+    """Every registered config class by its peft type (imports the methods on first use)."""
+    importlib.import_module("inlay.methods").register_all()
     return _CLASSES
 
 
@@ -76,8 +76,22 @@ def config_class(peft_type: object) -> type[PeftConfig]:
     raise ConfigError.of("peft_type", name, f"one of {', '.join(sorted(classes))}", hint.strip())
 
 
+class _Fields(type):
+    """Configs take fields of peft's that they do not implement, as long as the value means "not used"."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        unsupported: Mapping[str, object] = cls.unsupported  # type: ignore[attr-defined]
+        for name in unsupported.keys() & fields.keys():
+            neutral = unsupported[name]
+            if (value := fields.pop(name)) not in (neutral, None):
+                raise ConfigError.of(
+                    name, value, f"{neutral!r}", f"{cls.__name__} does not implement `{name}` in this version."
+                )
+        return super().__call__(*args, **fields)
+
+
 @dataclass
-class PeftConfig:
+class PeftConfig(metaclass=_Fields):
     """What every method's config has. On disk: one JSON object, the file `adapter_config.json`.
 
     Args:
@@ -86,6 +100,7 @@ class PeftConfig:
         revision: the base's revision on the Hub.
         inference_mode: True freezes the adapter too. Always True in a saved file.
         auto_mapping: `{"base_model_class": ..., "parent_library": ...}`, written when `task_type` is None.
+        modules_to_save: modules trained in full and saved along, e.g. a classification head.
     """
 
     task_type: str | TaskType | None = None
@@ -93,6 +108,7 @@ class PeftConfig:
     revision: str | None = None
     inference_mode: bool = False
     auto_mapping: dict[str, str] | None = None
+    modules_to_save: list[str] | None = None
 
     peft_type: ClassVar[PeftType]
     is_prompt_learning: ClassVar[bool] = False
@@ -122,6 +138,7 @@ class PeftConfig:
             isinstance(mapping, dict) and all(isinstance(v, str) for pair in mapping.items() for v in pair)
         ):
             raise ConfigError.of("auto_mapping", mapping, "a dict of strings or None")
+        self.modules_to_save = check_names("modules_to_save", self.modules_to_save, text=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that is written: every field that is not None, plus `peft_type` and the format's version."""
@@ -164,13 +181,9 @@ class PeftConfig:
         for name in overrides.keys() - known - target.unsupported.keys() - {"peft_type"}:
             hint = did_you_mean(name, known).strip()
             raise ConfigError.of("field", name, f"a field of {target.__name__}", hint)
-        fields = {k: v for k, v in data.items() if k in known}
-        rest = {k: v for k, v in data.items() if k not in known and k not in ("peft_version", "must_understand")}
-        for name, neutral in target.unsupported.items():
-            if name in rest and rest.pop(name) not in (neutral, None):
-                raise ConfigError.of(
-                    name, data[name], f"{neutral!r}", f"{target.__name__} does not implement `{name}` in this version."
-                )
+        fields = {k: v for k, v in data.items() if k in known or k in target.unsupported}
+        known |= target.unsupported.keys() | {"peft_version", "must_understand"}
+        rest = {k: v for k, v in data.items() if k not in known}
         must = set(check_names("must_understand", data.get("must_understand"), text=False) or ()) & set(rest)
         if must:
             raise VersionError(f"The config needs {sorted(must)} to be understood; update Inlay to load this adapter.")
@@ -183,6 +196,51 @@ class PeftConfig:
             )
             config.unknown = rest
         return config
+
+    # ------------------------------------------------------------------ what a method may define
+
+    @property
+    def variant(self) -> str:
+        """Which of the method's families of adapter classes serves this config (see `registry.adapter`)."""
+        return ""
+
+    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
+        """Writes into this config, which will be saved, what other readers of the file do not see for themselves.
+
+        Args:
+            heads: modules that are trained along with the adapter for the sake of its task.
+            hosts: the modules that are targeted.
+        """
+        if heads:
+            self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or ()), *heads]))
+
+    def companions(
+        self, modules: Mapping[str, Any], targets: Sequence[str]
+    ) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """Further adapters that this config asks for outside its targets: (path, class or factory of (config, site)).
+
+        Args:
+            modules: path -> module, of everything the adapter may touch; `modules[""]` is the model.
+            targets: the paths that are targeted.
+        """
+        return ()
+
+    def bank(self, sites: Sequence[Any]) -> Any:
+        """A module that the adapters at all `sites` share, which each finds as `site.bank`; None if there is none."""
+        return None
+
+    def after_step(self, placed: Mapping[str, Any], step: int) -> None:
+        """Called after optimizer step number `step`, before gradients are cleared (`PeftModel.update_and_allocate`).
+
+        Args:
+            placed: path -> adapter, of one adapter of this config.
+        """
+
+    def penalty(self, placed: Mapping[str, Any]) -> Any:
+        """A scalar that is added to the model's loss in training, or None."""
+        return None
+
+    # ------------------------------------------------------------------ other ways to make and keep one
 
     @classmethod
     def from_peft_type(cls, peft_type: str, **fields: Any) -> PeftConfig:
@@ -223,19 +281,17 @@ class AdapterConfig(PeftConfig):
         exclude_modules: names or a regular expression of modules to leave out.
         layers_to_transform: indices of the layers to adapt.
         layers_pattern: name of the module list these indices count in, e.g. `"layers"`.
-        modules_to_save: modules trained in full and saved along, e.g. a classification head.
     """
 
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
-            setattr(self, name, check_names(name, getattr(self, name), text=name != "modules_to_save"))
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            setattr(self, name, check_names(name, getattr(self, name)))
         indices = self.layers_to_transform = check_indices("layers_to_transform", self.layers_to_transform)
         if indices is not None and isinstance(self.target_modules, str):
             raise ConfigError.of(
@@ -244,30 +300,9 @@ class AdapterConfig(PeftConfig):
         if self.layers_pattern and indices is None:
             raise ConfigError.of("layers_pattern", self.layers_pattern, "None unless layers_to_transform is given")
 
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        """Writes into this config, which will be saved, what other readers of the file do not see for themselves.
-
-        Args:
-            heads: modules that are trained along with the adapter for the sake of its task.
-            hosts: the modules that are targeted.
-        """
-        if heads:
-            self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or ()), *heads]))
-
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         """The method's `target_modules` for a model type when none are given; None if there are none."""
         return None
-
-    def companions(
-        self, modules: Mapping[str, Any], targets: Sequence[str]
-    ) -> Iterable[tuple[str, Callable[..., Any]]]:
-        """Further adapters that this config asks for outside its targets: (path, class or factory of (config, site)).
-
-        Args:
-            modules: path -> module, of everything the adapter may touch.
-            targets: the paths that are targeted.
-        """
-        return ()
 
 
 def _mentions(value: object, key: str) -> bool:

@@ -9,23 +9,24 @@ import torch
 from torch import nn
 
 from inlay import registry
-from inlay.config import AdapterConfig, PeftConfig
+from inlay.config import PeftConfig
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import check_adapter_name, no_aliases, plan
-from inlay.errors import StateError
+from inlay.errors import ConfigError, StateError
 
 
 def add_adapter(
     model: Any, config: Any, name: str, heads: Sequence[str] = (), keep_base_dtype: bool = False, init: bool = True
-) -> AdapterConfig:
+) -> PeftConfig:
     """Plans and places a new adapter in a view or an injected model; returns its config as kept. Not activated."""
     index = index_of(model)
     check_adapter_name(name, index.configs)
-    kept = registry.require_layer_config(config)
+    if not isinstance(config, PeftConfig):
+        raise ConfigError.of("peft_config", type(config).__name__, "a config such as LoraConfig(...)")
     if index.merged:
         raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before adding adapters.")
     placements, kept = plan(
-        model, kept, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=init
+        model, config, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=init
     )
     describe_base(kept, model)
     index.add(name, kept, placements)

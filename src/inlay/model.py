@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ from torch import nn
 
 from inlay import registry, status
 from inlay.config import PeftConfig
-from inlay.core.adapted import check_reachable, is_adapted, redirect
-from inlay.core.classes import Derived, derive
+from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
+from inlay.core.classes import derive
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
@@ -21,7 +21,7 @@ from inlay.merge import weights
 from inlay.tuner import Names, Tuner
 
 
-class PeftModel(Derived):
+class PeftModel(Composite):
     """A view: the base's weights, its own modules, its own adapters.
 
     `PeftModel(model, config)`, `get_peft_model(model, config)` and `PeftModel.from_pretrained(model, folder)` make one;
@@ -56,27 +56,56 @@ class PeftModel(Derived):
     # ------------------------------------------------------------------ calling
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's forward with the active adapters; `adapter_names`: one adapter name per row of the batch."""
-        names = kwargs.pop("adapter_names", None)
+        """The base's forward with the active adapters.
+
+        Args:
+            adapter_names: one adapter name per row of the batch, `"__base__"` for none.
+            task_ids: (batch,) the task of each row, for methods that learn several.
+        """
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._inlay.check_trainable()
-        if names is not None:
-            with self._inlay.rows(names):
-                return self._stamped(super().forward(*args, **kwargs))
-        return self._stamped(super().forward(*args, **kwargs))
+        if "adapter_names" not in kwargs and "task_ids" not in kwargs:
+            return self._answer(*args, **kwargs)
+        with self._per_row(kwargs):
+            return self._answer(*args, **kwargs)
+
+    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+        active, f = self._inlay.active, super().forward
+        if "adapters" in self._modules and not active.disabled:
+            rows = active.rows
+            f = self._compose(f, active.names if rows is None else rows[:1])
+        penalty = self._inlay.penalty() if self.training and torch.is_grad_enabled() else None
+        if penalty is None:
+            return self._stamped(f(*args, **kwargs))
+        return self._stamped(_with_penalty(f(*args, **kwargs), penalty, "labels" in kwargs))
 
     def _stamped(self, outputs: Any) -> Any:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._inlay.active.stamp(outputs)
         return outputs
 
+    @contextmanager
+    def _per_row(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Takes what is said of single rows out of a call's arguments; it holds until the block ends."""
+        names, tasks = kwargs.pop("adapter_names", None), kwargs.pop("task_ids", None)
+        with ExitStack() as stack:
+            if names is not None:
+                stack.enter_context(self._inlay.rows(names))
+            if tasks is not None:
+                stack.enter_context(self._inlay.active.switched(task_ids=torch.as_tensor(tasks)))
+            yield
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's `generate`; `adapter_names` as in `forward`."""
-        names = kwargs.pop("adapter_names", None)
-        if names is None:
+        """The base's `generate`; `adapter_names` and `task_ids` as in `forward`."""
+        with self._per_row(kwargs):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        with self._inlay.rows(names):
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Tells methods with a schedule (AdaLoRA) that optimizer step `global_step` was made.
+
+        To be called after `optimizer.step()` and before `zero_grad()`; with Trainer, `inlay.hf.callbacks` does it.
+        """
+        self._inlay.after_step(global_step)
 
     # ------------------------------------------------------------------ adapters
 
@@ -268,6 +297,15 @@ class PeftModel(Derived):
     def verify(self, *args: Any, **kwargs: Any) -> list[str]:
         """Runs a forward pass with these inputs and raises StateError if a target was not reached by it."""
         return status.verify(self, *args, **kwargs)
+
+
+def _with_penalty(outputs: Any, penalty: Any, labelled: bool) -> Any:
+    """`outputs` with `penalty` added to their loss, if they have one."""
+    if isinstance(outputs, tuple) and labelled:
+        return outputs[0] + penalty, *outputs[1:]
+    if getattr(outputs, "loss", None) is not None:
+        outputs.loss = outputs.loss + penalty
+    return outputs
 
 
 def _make_view(

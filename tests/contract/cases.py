@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inlay import LoraConfig
 from inlay.config import PeftConfig
+from inlay.core.adapter import Adapter
 from inlay.registry import registered
 from tests.tiny import HOSTS, ids, net
 
@@ -31,32 +32,44 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
 }
 
 
-def kinds(config: type[PeftConfig]) -> list[str]:
-    """The kinds of host that a registered config class has adapters for."""
-    return sorted(kind for cls, kind in registered() if cls is config)
+def adapters_of(make: Make) -> dict[str, type[Adapter]]:
+    """kind of host -> adapter class, of the method (and variant of it) that `make`'s config is of."""
+    config = make(target_modules=["fc"])
+    own = [cls for cls in type(config).__mro__ if any(cls is key[0] for key in registered())][:1]
+    return {
+        kind: adapter
+        for (cls, kind, variant), adapter in sorted(registered().items(), key=lambda item: item[0][1])
+        if cls in own and variant == config.variant
+    }
+
+
+def kinds(make: Make) -> list[str]:
+    """The kinds of host that the method has adapters for."""
+    return list(adapters_of(make))
 
 
 def methods() -> list[Any]:
-    """(config class, its name, maker) of every registered method and variant, as pytest parameters."""
+    """A maker for every case of every method that sits in layers, as pytest parameters."""
     return [
-        pytest.param(config, make, id=f"{config.__name__}-{variant}")
-        for config in dict.fromkeys(cls for cls, _ in registered())
-        for variant, make in CASES.get(config, {}).items()
+        pytest.param(make, id=f"{config.__name__}-{case}")
+        for config, made in CASES.items()
+        for case, make in made.items()
     ]
 
 
-def placements() -> list[Any]:
-    """(config class, maker, kind of host), as pytest parameters."""
+def placements(formula: bool = False) -> list[Any]:
+    """(maker, kind of host), as pytest parameters. `formula`: only of adapters that are a change of the weight."""
     return [
         pytest.param(*p.values, kind, id=f"{p.id}-{kind}")  # type: ignore[arg-type]
         for p in methods()
-        for kind in kinds(p.values[0])  # type: ignore[arg-type]
+        for kind, adapter in adapters_of(p.values[0]).items()  # type: ignore[arg-type]
+        if not formula or (adapter.mergeable and not adapter.replaces_host)
     ]
 
 
-def targets(config: type[PeftConfig]) -> list[str]:
+def targets(make: Make) -> list[str]:
     """Every module of `Net` that the method can sit in."""
-    return [path for kind in kinds(config) for path in HOSTS[kind]]
+    return [path for kind in kinds(make) for path in HOSTS[kind]]
 
 
 def hosts(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
@@ -82,6 +95,10 @@ def hosts(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
         yield nn.Embedding(40, 8), inputs
         yield nn.Embedding(40, 8, padding_idx=0), inputs
         yield BartScaledWordEmbedding(40, 8, padding_idx=1, embed_scale=3.0), inputs
+    elif kind == "module":
+        inputs = [rand(8), rand(3, 8), rand(2, 3, 8), rand(0, 8)]
+        yield nn.LayerNorm(8), inputs
+        yield nn.RMSNorm(8), inputs
     else:
         d = int(kind[4])
         cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1]
@@ -112,8 +129,8 @@ def canonical(host: nn.Module) -> Tensor:
     return weight.T if type(host).__name__ == "Conv1D" else weight  # type: ignore[no-any-return]
 
 
-def view_of(config: type[PeftConfig], make: Make, base: Any = None, **kwargs: Any) -> Any:
+def view_of(make: Make, base: Any = None, **kwargs: Any) -> Any:
     """A view of a `Net` with the method in every host it can sit in."""
     from inlay import get_peft_model
 
-    return get_peft_model(net() if base is None else base, make(target_modules=targets(config)), **kwargs)
+    return get_peft_model(net() if base is None else base, make(target_modules=targets(make)), **kwargs)

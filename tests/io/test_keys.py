@@ -50,7 +50,7 @@ def test_the_adapters_name_is_no_part_of_a_key() -> None:
 
 def test_tensors_are_the_parameters_themselves() -> None:
     view = get_peft_model(net(), LoraConfig(target_modules=["fc"], modules_to_save=["norm"]))
-    found = tensors_by_key(index_of(view).placed["default"])
+    found = tensors_by_key(index_of(view).placed["default"], view.peft_config["default"])
     assert found[key_of("fc", "lora_A.weight")] is view.fc.adapters["default"].A
     assert found[key_of("norm", "weight")] is view.norm.adapters["default"].module.weight
     own = {id(p) for p in view.parameters() if p.requires_grad}

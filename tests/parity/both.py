@@ -32,12 +32,18 @@ def spread(model: nn.Module, seed: int = 5, std: float = 0.1) -> None:
                 p.add_(torch.randn(p.shape, generator=made) * std)
 
 
+def made_by(library: Any, config: Mapping[str, Any]) -> Any:
+    """The library's config object: of the class that `config["method"]` names (`LoraConfig` if it names none)."""
+    fields = copy.deepcopy(dict(config))
+    return getattr(library, fields.pop("method", "LoraConfig"))(**fields)
+
+
 def of_peft(
     base: nn.Module, config: Mapping[str, Any], folder: Path | None = None, prepare: Callable[[Any], object] = spread
 ) -> Any:
     """A peft model of a copy of `base` (peft changes its base), its adapter changed by `prepare`, saved to `folder`."""
     torch.manual_seed(1)
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**copy.deepcopy(dict(config))))
+    model = peft.get_peft_model(copy.deepcopy(base), made_by(peft, config))
     prepare(model)
     if folder is not None:
         model.save_pretrained(str(folder))
@@ -49,7 +55,7 @@ def of_inlay(
 ) -> Any:
     """As `of_peft`, by Inlay: a view of `base`."""
     torch.manual_seed(1)
-    view = inlay.get_peft_model(base, inlay.LoraConfig(**copy.deepcopy(dict(config))))
+    view = inlay.get_peft_model(base, made_by(inlay, config))
     prepare(view)
     if folder is not None:
         view.save_pretrained(str(folder))

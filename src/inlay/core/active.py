@@ -17,7 +17,7 @@ State = tuple[tuple[str, ...], tuple[str, ...] | None]
 
 
 class ActiveAdapters:
-    """The active names, in order, and for a mixed batch one name per row.
+    """The active names, in order, and for a mixed batch one name per row; `task_ids`: (batch,) the task of each row.
 
     Switching adapters writes this object and nothing else. Under activation checkpointing a layer's forward
     runs again during backward; if the active set is then another than it was in the forward pass, gradients would be
@@ -28,6 +28,7 @@ class ActiveAdapters:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.rows: tuple[str, ...] | None = None
+        self.task_ids: torch.Tensor | None = None
         self.disabled = False
         self._expected: State | None = None
 
@@ -42,16 +43,19 @@ class ActiveAdapters:
         self._expected = None
 
     @contextmanager
-    def switched(self, *, rows: Sequence[str] | None = None, disabled: bool | None = None) -> Iterator[None]:
-        """Per-row names, or no adapter at all, until the block ends."""
-        before = self.rows, self.disabled
+    def switched(
+        self, *, rows: Sequence[str] | None = None, disabled: bool | None = None, task_ids: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Per-row names, no adapter at all, or other task ids, until the block ends."""
+        before = self.rows, self.disabled, self.task_ids
+        self.task_ids = self.task_ids if task_ids is None else task_ids
         self.rows = self.rows if rows is None else tuple(rows)
         self.disabled = self.disabled if disabled is None else disabled
         self._expected = None
         try:
             yield
         finally:
-            self.rows, self.disabled = before
+            self.rows, self.disabled, self.task_ids = before
             self._expected = None
 
     def stamp(self, outputs: Any) -> None:

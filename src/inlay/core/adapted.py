@@ -16,16 +16,34 @@ from inlay.core.skeleton import clone_skeleton
 from inlay.errors import StateError, TargetError
 
 
-class Adapted(Derived):
-    """Mixin of an adapted host. Adds `adapters` and overrides `forward`; parameters keep their names.
+class Composite(Derived):
+    """Mixin of what adapters can sit in: hosts, and the root of a view.
 
     With active adapters a1, a2: f0 = the host's own forward, f1 = a1 around f0, f2 = a2 around f1; the output is f2(x).
     """
 
-    _label = "Adapted"
     adapters: nn.ModuleDict
     active: ActiveAdapters
     _modules: dict[str, Any]
+
+    def _compose(self, f: Any, names: tuple[str, ...]) -> Any:
+        placed = self.adapters._modules
+        live: list[Any] = []
+        for name in names:
+            adapter = placed.get(name)
+            if adapter is not None and not adapter.merged:
+                live.append(adapter)
+        if len(live) > 1:
+            live.sort(key=lambda adapter: not adapter.reads_weight)
+        for adapter in live:
+            f = functools.partial(adapter, f, host=self)
+        return f
+
+
+class Adapted(Composite):
+    """Mixin of an adapted host. Adds `adapters` and overrides `forward`; parameters keep their names."""
+
+    _label = "Adapted"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         active = self.active
@@ -38,18 +56,7 @@ class Adapted(Derived):
         return self._composed(active.names)(*args, **kwargs)
 
     def _composed(self, names: tuple[str, ...]) -> Any:
-        f: Any = super().forward if len(self._modules) == 1 else self._forward_alone
-        placed = self.adapters._modules
-        live: list[Any] = []
-        for name in names:
-            adapter = placed.get(name)
-            if adapter is not None and not adapter.merged:
-                live.append(adapter)
-        if len(live) > 1:
-            live.sort(key=lambda adapter: not adapter.reads_weight)
-        for adapter in live:
-            f = functools.partial(adapter, f, host=self)
-        return f
+        return self._compose(super().forward if len(self._modules) == 1 else self._forward_alone, names)
 
     def _forward_alone(self, *args: Any, **kwargs: Any) -> Any:
         """The host's own forward where it has children, over which it may iterate: `adapters` is none of them."""
@@ -86,25 +93,30 @@ def stand_in(host: nn.Module, **changed: Any) -> Any:
 
 def is_adapted(module: nn.Module) -> bool:
     """True if adapters sit in `module`."""
-    return isinstance(module, Adapted)
+    return isinstance(module, Composite) and "adapters" in module._modules
 
 
 def adapt(host: Any, active: ActiveAdapters) -> None:
-    """Makes `host` an adapted one, in place. Raises TargetError if an instance-level `forward` hides the class's."""
+    """Makes `host` an adapted one, in place; the root of a view keeps its class.
+
+    Raises TargetError if an instance-level `forward` hides the class's.
+    """
     before = original_class(host)
     check_reachable(host)
-    host.__class__ = derive(Adapted, before)
+    if before is type(host):
+        host.__class__ = derive(Adapted, before)
+        redirect(host, before)
     host.adapters = nn.ModuleDict()
     host.active = active
-    redirect(host, before)
 
 
 def restore(host: Any) -> None:
     """Undoes `adapt`."""
-    adapted = type(host)
+    adapted: type[nn.Module] = type(host)
     del host.adapters, host.active
-    host.__class__ = original_class(host)
-    redirect(host, adapted)
+    if issubclass(adapted, Adapted):
+        host.__class__ = original_class(host)
+        redirect(host, adapted)
 
 
 def place(host: Any, name: str, adapter: Adapter) -> None:

@@ -23,11 +23,14 @@ class Adapter(nn.Module):
             host's composition, and a host takes only one such active adapter.
         replaces_host: it is a stand-in for the whole host, whose children are then not called.
         mergeable: False for methods that have no `weight`.
+        mixable: False for methods that change the shape of what passes, which rows of one batch cannot do each in
+            their own way.
     """
 
     reads_weight: ClassVar[bool] = False
     replaces_host: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+    mixable: ClassVar[bool] = True
 
     merged = False  # whether the host's weight includes this adapter at present
 
@@ -60,6 +63,17 @@ class Adapter(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: key behind the host's path in `adapter_model.safetensors` -> parameter or buffer."""
         raise NotImplementedError
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """What the adapters of one name share and save once: key in the file, as it stands there -> tensor."""
+        return {}
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What going on with training needs, if that is not what `tensors` and `shared_tensors` say: all of it.
+
+        Saved beside the adapter while that is being trained, and read instead of it to train on. Keys as in `tensors`.
+        """
+        return {}
 
     def brings(self, host: nn.Module) -> list[nn.Parameter]:
         """The host's own parameters whose values in the base do not matter, or not all: they come with the adapter."""

@@ -75,6 +75,7 @@ class Site:
         module: the host.
         kind: see the module's docstring; `"module"` for adapters that take any module.
         dtype, device: of the adapter's parameters.
+        bank: the module that the adapters of one name share (`PeftConfig.bank`), if they do.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Site:
     kind: str
     dtype: torch.dtype
     device: torch.device
+    bank: Any = None
 
     @property
     def in_features(self) -> int:

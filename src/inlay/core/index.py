@@ -117,6 +117,17 @@ class AdapterIndex:
                     "unmerge_adapter() to train, or eval() or torch.no_grad() to compute only."
                 )
 
+    def after_step(self, step: int) -> None:
+        """Tells every adapter that is being trained that the optimizer made step number `step`."""
+        for name in sorted(self.trainable):
+            self.configs[name].after_step(self.placed[name], step)
+
+    def penalty(self) -> Any:
+        """What the adapters that are active and being trained add to the loss; None if nothing."""
+        names = [n for n in self.active.names if n in self.trainable and not self.active.disabled]
+        found = [p for n in names if (p := self.configs[n].penalty(self.placed[n])) is not None]
+        return sum(found) if found else None
+
     def require(self, name: str) -> None:
         """Raises StateError unless there is an adapter `name`."""
         if name not in self.configs:
@@ -137,6 +148,13 @@ class AdapterIndex:
                 self.require(name)
         if not names:
             raise ConfigError.of("adapter_names", list(names), "one adapter name per row of the batch")
+        if len(set(names)) > 1:
+            for name in dict.fromkeys(n for n in names if n != BASE):
+                if not all(adapter.mixable for adapter in self.placed[name].values()):
+                    raise StateError(
+                        f"Adapter {name!r} ({self.configs[name].peft_type}) adds virtual tokens, which the rows of one "
+                        "batch cannot do each in their own way: run one batch per adapter."
+                    )
         if self.merged:
             raise StateError("A batch cannot mix adapters while one is merged: call unmerge_adapter() first.")
         with self.active.switched(rows=names):

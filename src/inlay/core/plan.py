@@ -7,15 +7,15 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from inlay import registry
-from inlay.config import AdapterConfig
-from inlay.core.adapted import Adapted, check_reachable
+from inlay.config import AdapterConfig, PeftConfig
+from inlay.core.adapted import check_reachable, is_adapted
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
 from inlay.core.copies import TrainedModule
@@ -43,7 +43,7 @@ def walk(root: nn.Module) -> dict[str, nn.Module]:
             return
         seen.add(id(module))
         found[path] = module
-        adapted = isinstance(module, Adapted)
+        adapted = is_adapted(module)
         for name, child in module._modules.items():
             if child is not None and not (adapted and name == "adapters"):
                 visit(child, f"{path}.{name}" if path else name)
@@ -77,13 +77,13 @@ def no_aliases() -> Mapping[str, str]:
 
 def plan(
     root: nn.Module,
-    config: AdapterConfig,
+    config: PeftConfig,
     *,
     heads: Collection[str] = (),
     aliases: Callable[[], Mapping[str, str]] = no_aliases,
     keep_base_dtype: bool = False,
     init: bool = True,
-) -> tuple[list[Placement], AdapterConfig]:
+) -> tuple[list[Placement], PeftConfig]:
     """The adapters that `config` puts into `root`, and the config as it is kept: with the targets' names of today.
 
     Args:
@@ -99,43 +99,50 @@ def plan(
     trained = _modules_to_save(config, modules, heads, lasting)
     unreached = {f"{p}.{c}" if p else c for p, m in modules.items() for c in unreached_children(m)}
     free = {p: m for p, m in modules.items() if not any(p == t or p.startswith(t + ".") for t in trained)}
-    chosen, renamed = select(
-        config,
-        free,
-        default=config.default_targets(getattr(getattr(root, "config", None), "model_type", None)),
-        linear=_linear_paths(root, free) - unreached,
-        aliases=lasting,
-    )
-    config = _resolved(config, chosen, renamed, free)
+    chosen: list[str] = []
+    if isinstance(config, AdapterConfig):
+        chosen, renamed = select(
+            config,
+            free,
+            default=config.default_targets(getattr(getattr(root, "config", None), "model_type", None)),
+            linear=_linear_paths(root, free) - unreached,
+            aliases=lasting,
+        )
+        config = _resolved(config, chosen, renamed, free)
+    else:
+        config = config.copy()
     config.note(heads, [modules[path] for path in chosen])
-    placements = []
-    for path in chosen:
-        host = modules[path]
-        kind = kind_of(host)
-        cls = registry.adapter_for(config, kind) if kind is not None else None
-        if cls is None:
-            raise TargetError(
-                f"target_modules: {path!r} is a {type(host).__name__}, which {config.peft_type} cannot adapt (it "
-                f"adapts: {', '.join(registry.kinds_of(config))}). Name layers inside it.",
-                "target_modules",
-                path,
-            )
-        assert kind is not None
-        placements.append(Placement(path, host, cls(config, site(path, host, kind, keep_base_dtype, not init))))
-    for path, make in config.companions(free, chosen):
-        at = site(path, modules[path], kind_of(modules[path]) or "module", keep_base_dtype, not init)
-        placements.append(Placement(path, modules[path], make(config, at)))
-    for path in trained:
-        at = site(path, modules[path], "module", keep_base_dtype, not init)
-        placements.append(Placement(path, modules[path], TrainedModule(config, at)))
+    makers: list[tuple[str, Callable[..., Adapter]]] = [(p, _class_for(config, p, modules[p])) for p in chosen]
+    makers += config.companions(free, chosen)
+    makers += [(path, TrainedModule) for path in trained]
+    sites = [site(p, modules[p], kind_of(modules[p]) or registry.ANY, keep_base_dtype, not init) for p, _ in makers]
+    bank = config.bank(sites[: len(chosen)])
+    placements = [
+        Placement(at.path, at.module, make(config, replace(at, bank=bank)))
+        for (_, make), at in zip(makers, sites, strict=True)
+    ]
     if not placements:
-        raise TargetError.of("target_modules", config.target_modules, "at least one module to adapt or train")
+        given = getattr(config, "target_modules", config.modules_to_save)
+        raise TargetError.of("target_modules", given, "at least one module to adapt or train")
     _check_hosts(placements, unreached)
     if init:
         with torch.no_grad():
             for p in placements:
                 p.adapter.reset(p.host)
     return placements, config
+
+
+def _class_for(config: PeftConfig, path: str, host: nn.Module) -> type[Adapter]:
+    """The adapter class for a target. Raises TargetError if the method has none for such modules."""
+    cls = registry.adapter_for(config, kind_of(host) or registry.ANY)
+    if cls is None:
+        raise TargetError(
+            f"target_modules: {path!r} is a {type(host).__name__}, which {config.peft_type} cannot adapt (it "
+            f"adapts: {', '.join(registry.kinds_of(config))}). Name layers inside it.",
+            "target_modules",
+            path,
+        )
+    return cls
 
 
 def _check_hosts(placements: list[Placement], unreached: Collection[str]) -> None:
@@ -165,7 +172,7 @@ def _check_hosts(placements: list[Placement], unreached: Collection[str]) -> Non
 
 
 def _modules_to_save(
-    config: AdapterConfig,
+    config: PeftConfig,
     modules: Mapping[str, nn.Module],
     heads: Collection[str],
     aliases: Callable[[], Mapping[str, str]],

@@ -15,13 +15,23 @@ from typing import Any, NoReturn
 
 from inlay.errors import ConfigError, CorruptFileError, FileError, MissingFileError, UnsafeFileError
 from inlay.io.disk import DISK, Disk, is_file, locked, reason
-from inlay.io.manifest import CONFIG_NAME, MANIFEST_NAME, PICKLE_NAME, WEIGHTS_NAME, find, measure, read_manifest
+from inlay.io.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PICKLE_NAME,
+    STATE_NAME,
+    WEIGHTS_NAME,
+    find,
+    measure,
+    read_manifest,
+)
 from inlay.io.transaction import write_folder
 
 __all__ = [
     "CONFIG_NAME",
     "MANIFEST_NAME",
     "PICKLE_NAME",
+    "STATE_NAME",
     "WEIGHTS_NAME",
     "AdapterFiles",
     "open_folder",

@@ -2,6 +2,7 @@
 
 The key of an adapter's tensor is that prefix, the host's path in the base, and what the adapter calls it
 (`Adapter.tensors`), e.g. `base_model.model.h.0.attn.c_attn.lora_A.weight`. The adapter's name is not part of it.
+In files of prompt methods the prefix is `base_model.`; what adapters share has its own keys (`shared_tensors`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inlay import registry
+from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import kind_of, unmerged_parameters
 from inlay.core.index import AdapterIndex
@@ -24,14 +27,25 @@ _BASE_LAYER = ".base_layer"
 EMBEDDINGS = ("embed_tokens", "lm_head")  # as target_modules, they have the frozen embeddings saved along
 
 
-def key_of(path: str, suffix: str) -> str:
+def key_of(path: str, suffix: str, config: PeftConfig | None = None) -> str:
     """The key of the tensor that the adapter at `path` calls `suffix`."""
-    return f"{PREFIX}{path}.{suffix}"
+    prefix = "base_model." if config is not None and config.is_prompt_learning else PREFIX
+    return f"{prefix}{path}.{suffix}" if path else f"{prefix}{suffix}"
 
 
-def tensors_by_key(placed: Mapping[str, Adapter]) -> dict[str, Tensor]:
+def tensors_by_key(placed: Mapping[str, Adapter], config: PeftConfig) -> dict[str, Tensor]:
     """key -> parameter (or buffer) of one adapter's placements: what is saved, and where a load goes."""
-    return {key_of(path, suffix): t for path, a in placed.items() for suffix, t in a.tensors().items()}
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for path, adapter in placed.items():
+            found.update({key_of(path, suffix, config): t for suffix, t in adapter.tensors().items()})
+            found.update(adapter.shared_tensors())
+    return found
+
+
+def training_state(placed: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """key -> tensor of what going on with training needs, of the adapters whose file does not hold that."""
+    return {key_of(path, suffix): t for path, a in placed.items() for suffix, t in a.training_state().items()}
 
 
 def state_dict_of(index: AdapterIndex, name: str, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -40,18 +54,21 @@ def state_dict_of(index: AdapterIndex, name: str, state_dict: Mapping[str, Tenso
     Sharded (DTensor) parameters are gathered, which every process has to take part in.
     Raises MismatchError if `state_dict` lacks one.
     """
-    found: dict[str, Tensor] = {}
-    for path, adapter in index.placed[name].items():
-        own = {id(t): n for n, t in [*adapter.named_parameters(), *adapter.named_buffers()]}
-        for suffix, tensor in adapter.tensors().items():
-            if state_dict is not None:
-                inner = f"{path}.adapters.{name}.{own[id(tensor)]}"
-                source = next((state_dict[k] for k in (inner, f"_orig_mod.{inner}") if k in state_dict), None)
-                if source is None:
-                    raise MismatchError(f"The state_dict lacks {inner!r} of adapter {name!r}.", missing=[inner])
-                tensor = source
-            found[key_of(path, suffix)] = whole(tensor)
-    return found
+    found = tensors_by_key(index.placed[name], index.configs[name])
+    if state_dict is not None:
+        own: dict[int, str] = {}
+        for path, adapter in index.placed[name].items():
+            at = f"{path}.adapters.{name}" if path else f"adapters.{name}"
+            own.update({id(t): f"{at}.{n}" for n, t in [*adapter.named_parameters(), *adapter.named_buffers()]})
+        for key, tensor in found.items():
+            inner = own.get(id(tensor))
+            if inner is None:  # computed, or not part of a state dict
+                continue
+            source = next((state_dict[k] for k in (inner, f"_orig_mod.{inner}") if k in state_dict), None)
+            if source is None:
+                raise MismatchError(f"The state_dict lacks {inner!r} of adapter {name!r}.", missing=[inner])
+            found[key] = source
+    return {key: whole(tensor) for key, tensor in found.items()}
 
 
 def whole(tensor: Any) -> Tensor:
@@ -100,8 +117,9 @@ def _names_embeddings(config: Any, adapted: Collection[str]) -> bool:
     """True if `target_modules` has one of `EMBEDDINGS` as an entry, or as a regex means a module called so."""
     if getattr(config, "trainable_token_indices", None) is not None:
         return False
-    if isinstance(config.target_modules, list):
-        return any(n in config.target_modules for n in EMBEDDINGS)
+    names = getattr(config, "target_modules", None)
+    if isinstance(names, list):
+        return any(n in names for n in EMBEDDINGS)
     return any(path.rsplit(".", 1)[-1] in EMBEDDINGS for path in adapted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inlay import registry
 from inlay.config import PeftConfig
+from inlay.core.adapter import Adapter
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import check_adapter_name, plan
-from inlay.errors import ConfigError, StateError
+from inlay.errors import ConfigError, InlayWarning, StateError
 from inlay.inject import aliases_of, describe_base
 from inlay.io.fingerprint import check_base as check_fingerprint
-from inlay.io.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, AdapterFiles, reading
+from inlay.io.folder import CONFIG_NAME, PICKLE_NAME, STATE_NAME, WEIGHTS_NAME, AdapterFiles, reading
 from inlay.io.hub import local_folder
+from inlay.io.keys import tensors_by_key, training_state
 from inlay.io.match import LoadReport, apply, match_keys
 from inlay.io.strict_json import read_json
 from inlay.io.tensors import check_finite, read_header, read_pickle, read_tensors
@@ -125,37 +127,42 @@ def load_adapter(
     folder = local_folder(model_id, subfolder, revision, cache_dir, token, allow_pickle)
     with reading(folder) as files:
         raw = config if config is not None else PeftConfig.from_dict(read_json(files.path(CONFIG_NAME)))
-        layered = registry.require_layer_config(raw)
+        raw = raw.replaced(inference_mode=not is_trainable)
         shapes = _shapes(files)
         known = index.placed.get(adapter_name)
         if known is None:
             check_adapter_name(adapter_name, index.configs)
             placements, kept = plan(
                 model,
-                layered,
-                heads=[*heads, *VIEW_CLASSES[layered.task_type].heads],
+                raw,
+                heads=[*heads, *VIEW_CLASSES[raw.task_type].heads],
                 aliases=aliases_of(model),
                 keep_base_dtype=keep_base_dtype,
                 init=not strict or ignore_mismatched_sizes,
             )
             placed = {p.path: p.adapter for p in placements}
         else:
-            _check_same(index, adapter_name, layered)
-            placements, kept, placed = [], layered, dict(known)
+            _check_same(index, adapter_name, raw)
+            placements, kept, placed = [], raw, dict(known)
         tensors: dict[str, Tensor] | None = None
         if shapes is None:  # a pickle has no header: what it holds is known when it is read
             tensors = read_pickle(files.path(PICKLE_NAME), allow_pickle, _integer_ok)
             shapes = {k: tuple(t.shape) for k, t in tensors.items()}
-        match = match_keys(model, placed, shapes, key_mapping)
+        expected = tensors_by_key(placed, raw)
+        state: dict[str, Tensor] = {}
+        if is_trainable or known is not None:
+            expected, shapes, state = _to_train_on(files, placed, raw, expected, shapes)
+        _check_settable(adapter_name, expected, placed)
+        match = match_keys(model, expected, shapes, key_mapping)
         if check_base and files.manifest is not None and isinstance(files.manifest.get("base"), dict):
             check_fingerprint(files.manifest["base"], model, str(folder))
         if strict:
             match.report.check(str(folder), list(match.expected), shapes=not ignore_mismatched_sizes)
         if tensors is None:
             tensors = read_tensors(files.path(WEIGHTS_NAME), integer_ok=_integer_ok)
+        tensors = {**tensors, **state}
     # from here on nothing fails
     if known is None:
-        kept.inference_mode = not is_trainable
         describe_base(kept, model)
         index.add(adapter_name, kept, placements)
         if is_trainable:
@@ -185,7 +192,9 @@ def set_peft_model_state_dict(
             f"Adapter {adapter_name!r} is merged into the weights: call unmerge_adapter() before setting it."
         )
     placed = index.placed[adapter_name]
-    match = match_keys(model, placed, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
+    expected = tensors_by_key(placed, index.configs[adapter_name])
+    _check_settable(adapter_name, expected, placed)
+    match = match_keys(model, expected, {k: tuple(t.shape) for k, t in peft_model_state_dict.items()}, None)
     if strict:
         match.report.check("the given state dict", list(match.expected), shapes=not ignore_mismatched_sizes)
     for key, tensor in peft_model_state_dict.items():
@@ -199,6 +208,50 @@ def _shapes(files: AdapterFiles) -> dict[str, tuple[int, ...]] | None:
     if not files.has(WEIGHTS_NAME):
         return None
     return {name: info.shape for name, info in read_header(files.path(WEIGHTS_NAME)).items()}
+
+
+def _to_train_on(
+    files: AdapterFiles,
+    placed: Mapping[str, Adapter],
+    config: PeftConfig,
+    expected: dict[str, Tensor],
+    shapes: dict[str, tuple[int, ...]],
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """(expected, shapes, tensors read) with the training state in place of what it is the state of.
+
+    A folder without a training state stays as it is, with a warning where the method would need one.
+    """
+    wanted = training_state(placed)
+    if not wanted:
+        return expected, shapes, {}
+    if not files.has(STATE_NAME):
+        warnings.warn(
+            f"'{files.folder}' has no {STATE_NAME}: training goes on from the adapter's weights, with the rest of its "
+            f"{config.peft_type} state as for a new one.",
+            InlayWarning,
+            stacklevel=4,
+        )
+        return expected, shapes, {}
+    read = read_tensors(files.path(STATE_NAME))
+    stateful = tensors_by_key({path: a for path, a in placed.items() if a.training_state()}, config)
+    return (
+        {**{k: t for k, t in expected.items() if k not in stateful}, **wanted},
+        {**{k: s for k, s in shapes.items() if k not in stateful}, **{k: tuple(t.shape) for k, t in read.items()}},
+        read,
+    )
+
+
+def _check_settable(name: str, expected: Mapping[str, Tensor], placed: Mapping[str, Adapter]) -> None:
+    """Raises StateError if a tensor to be set is computed from others, which alone can be trained."""
+    own = {id(t) for a in placed.values() for t in [*a.parameters(), *a.buffers()]}
+    computed = [key for key, tensor in expected.items() if id(tensor) not in own]
+    if computed:
+        raise StateError(
+            f"{computed[0]!r} of adapter {name!r} is computed from parameters that the file does not hold, so it "
+            f"cannot be trained on from here: resume from a folder with {STATE_NAME}, load it with is_trainable=False, "
+            "or pass a config that trains the result itself (PromptTuningConfig for P-tuning, prefix_projection=False "
+            "for prefix tuning)."
+        )
 
 
 def _integer_ok(key: str) -> bool:

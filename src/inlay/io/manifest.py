@@ -20,6 +20,7 @@ from inlay.io.strict_json import MAX_BYTES, dump_json, parse_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+STATE_NAME = "training_state.safetensors"  # what training on needs beyond the adapter; only ours have it
 PICKLE_NAME = "adapter_model.bin"
 MANIFEST_NAME = "inlay_manifest.json"
 MANIFEST_FORMAT = 1

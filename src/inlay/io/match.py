@@ -15,7 +15,7 @@ from inlay.core.index import index_of
 from inlay.core.plan import walk
 from inlay.errors import MismatchError, did_you_mean
 from inlay.inject import aliases_of
-from inlay.io.keys import PREFIX, frozen_at, is_echo, tensors_by_key, to_today
+from inlay.io.keys import PREFIX, frozen_at, is_echo, to_today
 
 
 @dataclass
@@ -66,13 +66,12 @@ class Match:
 
 
 def match_keys(
-    model: nn.Module, placed: Mapping[str, Adapter], shapes: Mapping[str, tuple[int, ...]], key_mapping: Any
+    model: nn.Module, expected: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], key_mapping: Any
 ) -> Match:
-    """How the keys of a file with these `shapes` correspond to an adapter's placements and to the frozen base.
+    """How the keys of a file with these `shapes` correspond to an adapter's tensors by key and to the frozen base.
 
     `key_mapping`: prefix of keys in the file -> prefix in the model.
     """
-    expected = tensors_by_key(placed)
     found = {k: k for k in shapes if k in expected}
     rest = [k for k in shapes if k not in expected]
     candidates: list[tuple[str, str]] = []

@@ -12,10 +12,11 @@ from inlay.config import PeftConfig
 from inlay.core.index import index_of
 from inlay.core.plan import walk
 from inlay.errors import ConfigError, StateError, UnsafeFileError
+from inlay.io import keys
 from inlay.io.card import write_card
 from inlay.io.disk import replace_file
 from inlay.io.fingerprint import fingerprint
-from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, reading, write_folder
+from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, WEIGHTS_NAME, reading, write_folder
 from inlay.io.keys import base_embeddings, state_dict_of
 from inlay.io.strict_json import dump_json
 from inlay.io.tensors import pack_tensors
@@ -29,11 +30,13 @@ def save_pretrained(
     save_embedding_layers: bool | str = "auto",
     is_main_process: bool = True,
     state_dict: Mapping[str, Tensor] | None = None,
+    training_state: bool = True,
 ) -> None:
     """Writes adapters to a folder: `default` into it, others into sub-folders of their name.
 
     Each folder changes from the old adapter to the new one at once, whenever the process may be killed
-    (`inlay.io.transaction`). Other files in it stay.
+    (`inlay.io.transaction`). Other files in it stay. Beside an adapter that is being trained goes what its method needs
+    to train on, if that is more than the adapter: a prompt's encoder, AdaLoRA's importance (`Adapter.training_state`).
 
     Args:
         selected_adapters: which; all by default.
@@ -41,6 +44,7 @@ def save_pretrained(
             the names `embed_tokens` and `lm_head`, as peft does. Never looks on the Hub.
         is_main_process: False takes part in gathering a sharded model and writes nothing.
         state_dict: the model's full state dict, if the caller gathered it.
+        training_state: False leaves out what only training needs.
 
     Raises:
         StateError: an adapter that does not exist, or none at all.
@@ -70,6 +74,9 @@ def save_pretrained(
         if is_main_process:
             config = index.configs[name].replaced(inference_mode=True)
             files = {CONFIG_NAME: dump_json(config.to_dict()), WEIGHTS_NAME: pack_tensors(tensors)}
+            state = keys.training_state(index.placed[name]) if training_state and name in index.trainable else {}
+            if state:
+                files[STATE_NAME] = pack_tensors({key: keys.whole(t) for key, t in state.items()})
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
             packed.append((folder, files, {"inlay": version(), "base": fingerprint(model, brought)}))
     for folder, files, extra in packed:
