@@ -21,6 +21,7 @@ from . import DEPRECATED
 peft = pytest.importorskip("peft", minversion="0.21.2")
 
 TOLERANCE = 1e-5
+STEPS = 20
 
 
 def spread(model: nn.Module, seed: int = 5, std: float = 0.1) -> None:
@@ -148,7 +149,8 @@ def same_settings(mine: Path, theirs: Path, *, but: Sequence[str] = ()) -> None:
     `but`: fields that are spelled differently, whose meaning the layout of the weights shows.
     """
     found, expected = settings(mine), settings(theirs)
-    default = {**peft.LoraConfig().to_dict(), "peft_type": "LORA", "inference_mode": True}
+    method = peft.PEFT_TYPE_TO_CONFIG_MAPPING[expected["peft_type"]]
+    default = {**method().to_dict(), "peft_type": expected["peft_type"], "inference_mode": True}
     assert found.keys() <= default.keys(), f"peft does not know {found.keys() - default.keys()}"
     for key in default.keys() - set(but):
         one, other = found.get(key, default[key]), expected.get(key, default[key])
@@ -181,3 +183,37 @@ def swap(
     loaded.save_pretrained(str(folder / "again"))
     assert layout(folder / "again") == layout(folder / "peft")
     same_tensors(peft.load_peft_weights(str(folder / "again")), peft.load_peft_weights(str(folder / "peft")))
+
+
+def compare(family: Any, config: Mapping[str, Any], folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """From the same adapter weights: logits, adapter gradients, and the losses of 20 AdamW steps (`family`: models.py).
+
+    In float32 to 1e-5; in float64 to 1e-9, the weights after training included.
+    """
+    exact = dtype == torch.float64
+    tolerance = 1e-9 if exact else TOLERANCE
+    base = family.base().to(dtype)
+    theirs = of_peft(base, config, folder)
+    mine = into_inlay(base, folder, is_trainable=True)
+    given = [family.batch(seed) for seed in range(STEPS)]
+    batches = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()} for batch in given]
+
+    before = output(base, batches[0])
+    agree(output(mine, batches[0]), output(theirs, batches[0]), "logits", tolerance)
+    differ(output(mine, batches[0]), before)
+
+    for model in (mine, theirs):
+        model(**batches[0]).loss.backward()
+    expected = gradients(peft, theirs)
+    assert sum(bool(g.abs().max() > 1e-4) for g in expected.values()) > len(expected) // 2
+    same_tensors(gradients(inlay, mine), expected, tolerance)
+    for model in (mine, theirs):
+        model.zero_grad()
+
+    agree(losses(mine, batches), losses(theirs, batches), "losses", tolerance)
+    assert torch.equal(output(base, batches[0]), before), "the base changed"
+    if exact:
+        found, expected = (lib.get_peft_model_state_dict(m) for lib, m in ((inlay, mine), (peft, theirs)))
+        same_tensors(found, expected, tolerance)
+        loaded = peft.load_peft_weights(str(folder))
+        assert all((expected[key] - loaded[key]).abs().max() > 1e-3 for key in loaded if "lora" in key)
