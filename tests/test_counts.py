@@ -13,11 +13,15 @@ from transformers import (
     BloomForCausalLM,
     MT5Config,
     MT5ForConditionalGeneration,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
 
-from inlay import LoraConfig, get_peft_model
+from inlay import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from inlay.errors import InlayWarning
 
 
@@ -40,6 +44,24 @@ def mt0_large() -> Any:
     # the checkpoint has an output head of its own; transformers 5 ties it in a model made from a config
     model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     return model
+
+
+def t5_large() -> Any:
+    config = T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16)
+    return T5ForConditionalGeneration(config)
+
+
+def roberta_large() -> Any:
+    config = RobertaConfig(
+        vocab_size=50_265,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+    )
+    return RobertaForSequenceClassification(config)
 
 
 def vit_base() -> Any:
@@ -81,3 +103,24 @@ def test_counts(
     assert capsys.readouterr().out == (
         f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "trainable", "total"),
+    [
+        (bloomz_560m, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), 4_096, 559_218_688),
+        (bloomz_560m, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8), 8_192, 559_222_784),
+        (t5_large, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20), 983_040, 738_651_136),
+        (
+            roberta_large,
+            PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=20, encoder_hidden_size=128),
+            1_351_938,
+            355_662_082,
+        ),
+    ],
+    ids=["bloomz-4", "bloomz-8", "t5-large", "roberta-large"],
+)
+def test_counts_of_prompts(build: Callable[[], Any], config: PeftConfig, trainable: int, total: int) -> None:
+    with torch.device("meta"):
+        base = build()
+    assert get_peft_model(base, config).get_nb_trainable_parameters() == (trainable, total)

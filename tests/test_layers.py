@@ -22,7 +22,7 @@ LEVELS = [
     {"core"},
     {"quant", "kernels"},
     {"methods", "prompt"},
-    {"inject", "tuner", "status", "merge", "io", "model", "tasks"},
+    {"inject", "tuner", "status", "merge", "io", "model", "optim", "tasks"},
     {"hf"},
     {"train", "cli"},
     {"__init__", "__main__", "peft"},
@@ -31,7 +31,7 @@ HEIGHT = {part: i for i, level in enumerate(LEVELS) for part in level}
 APART = [{"methods", "prompt"}, {"quant", "kernels"}, {"data", "core"}]  # neighbours that do not import each other
 
 # a lower part may name a higher one inside a function: it is found when it is called, not when it is imported
-LATE = {("config", "io"), ("config", "methods"), ("registry", "methods"), ("registry", "hf"), ("registry", "core")}
+LATE = {("config", "io"), ("config", "methods"), ("registry", "methods"), ("registry", "hf"), ("registry", "core"), ("prompt", "io")}
 
 FOREIGN = {
     "transformers": ["hf/"],

@@ -26,7 +26,13 @@ _NAMES = {
     "inlay.io.match": ["LoadReport"],
     "inlay.io.save": ["get_peft_model_state_dict"],
     "inlay.inject": ["inject_adapter_in_model"],
+    "inlay.methods.lora.inits.corda": ["preprocess_corda"],
+    "inlay.methods.lora.inits.eva": ["get_eva_state_dict", "initialize_lora_eva_weights"],
+    "inlay.methods.lora.inits.lora_ga": ["preprocess_loraga"],
+    "inlay.methods.lora.plain": ["as_plain_lora"],
     "inlay.model": ["PeftModel"],
+    "inlay.optim": ["create_loraplus_optimizer", "create_lorafa_optimizer"],
+    "inlay.prompt.config": ["PromptLearningConfig"],
     "inlay.status": ["get_layer_status", "get_model_status"],
     "inlay.tasks": [
         "PeftModelForCausalLM",

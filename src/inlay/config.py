@@ -115,6 +115,8 @@ class PeftConfig(metaclass=_Fields):
     is_adaption_prompt: ClassVar[bool] = False
     # fields that files may carry and this version does not implement: name -> the value that means "not used"
     unsupported: ClassVar[Mapping[str, object]] = {}
+    # fields that training writes: reading a file into an existing adapter takes them over, where others must be equal
+    progress: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, peft_type: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -303,6 +305,18 @@ class AdapterConfig(PeftConfig):
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         """The method's `target_modules` for a model type when none are given; None if there are none."""
         return None
+
+    def targets_in(self, modules: Mapping[str, Any], model_type: str | None) -> Sequence[str] | str | None:
+        """As `default_targets`, for methods whose defaults are seen in the model: `modules` is path -> module."""
+        return self.default_targets(model_type)
+
+    def settle(self, model_type: str | None, targets: Sequence[str], aliases: Callable[[], Mapping[str, str]]) -> None:
+        """Completes this config, which will be saved, once its targets are known.
+
+        Args:
+            targets: the paths that are targeted.
+            aliases: computes path -> name in earlier releases of the model's library.
+        """
 
 
 def _mentions(value: object, key: str) -> bool:

@@ -10,7 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inlay import LoraConfig
+from inlay import (
+    AdaLoraConfig,
+    AdaptionPromptConfig,
+    BitFitConfig,
+    BottleneckConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    RandLoraConfig,
+    TrainableTokensConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
 from inlay.registry import registered
@@ -28,7 +44,76 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
         "all-biases": lambda **kw: LoraConfig(r=2, lora_alpha=4, bias="all", **kw),
         "patterns": lambda **kw: LoraConfig(r=2, rank_pattern={"fc": 4, "conv2": 4}, alpha_pattern={"fc": 5}, **kw),
         "dropout": lambda **kw: LoraConfig(r=2, lora_dropout=0.5, **kw),
-    }
+        "dora": lambda **kw: LoraConfig(r=2, lora_alpha=3, use_dora=True, **kw),
+        "dora-dropout-bias": lambda **kw: LoraConfig(r=2, use_dora=True, lora_dropout=0.5, bias="lora_only", **kw),
+        "lora-bias": lambda **kw: LoraConfig(r=2, lora_alpha=5, lora_bias=True, **kw),
+        "pissa": lambda **kw: LoraConfig(r=2, lora_alpha=3, init_lora_weights="pissa", **kw),
+        "olora-dropout": lambda **kw: LoraConfig(r=2, init_lora_weights="olora", lora_dropout=0.5, **kw),
+        "dora-pissa": lambda **kw: LoraConfig(r=2, init_lora_weights="pissa_niter_4", use_dora=True, **kw),
+    },
+    VeraConfig: {
+        "plain": lambda **kw: VeraConfig(r=3, **kw),
+        "from-the-key": lambda **kw: VeraConfig(r=2, projection_prng_key=5, save_projection=False, **kw),
+        "dropout": lambda **kw: VeraConfig(r=2, vera_dropout=0.5, **kw),
+    },
+    LoHaConfig: {
+        "plain": lambda **kw: LoHaConfig(r=2, alpha=3, **kw),
+        "rank-1": lambda **kw: LoHaConfig(r=1, **kw),
+        "effective": lambda **kw: LoHaConfig(r=2, use_effective_conv2d=True, rank_pattern={"fc": 1}, **kw),
+        "dropout": lambda **kw: LoHaConfig(r=2, rank_dropout=0.2, **kw),
+    },
+    LoKrConfig: {
+        "plain": lambda **kw: LoKrConfig(r=1, alpha=3, **kw),
+        "whole": lambda **kw: LoKrConfig(r=8, decompose_factor=2, **kw),
+        "both": lambda **kw: LoKrConfig(r=1, decompose_both=True, decompose_factor=4, init_weights="lycoris", **kw),
+        "effective": lambda **kw: LoKrConfig(r=1, use_effective_conv2d=True, alpha_pattern={"fc": 5}, **kw),
+        "dropout": lambda **kw: LoKrConfig(r=1, rank_dropout=0.3, rank_dropout_scale=True, **kw),
+    },
+    VBLoRAConfig: {
+        "plain": lambda **kw: VBLoRAConfig(r=2, num_vectors=5, vector_length=1, init_vector_bank_bound=0.0, **kw),
+        "dropout": lambda **kw: VBLoRAConfig(
+            r=2, num_vectors=3, vector_length=1, topk=3, init_vector_bank_bound=0.0, vblora_dropout=0.5, **kw
+        ),
+    },
+    RandLoraConfig: {
+        "plain": lambda **kw: RandLoraConfig(r=3, randlora_alpha=2, **kw),
+        "from-the-key": lambda **kw: RandLoraConfig(
+            r=2, randlora_alpha=2, projection_prng_key=5, save_projection=False, sparse=True, **kw
+        ),
+        "dropout": lambda **kw: RandLoraConfig(r=4, randlora_alpha=2, randlora_dropout=0.5, **kw),
+    },
+    IA3Config: {
+        "output": lambda **kw: IA3Config(feedforward_modules=[], **kw),
+        "input": lambda **kw: IA3Config(feedforward_modules=".*", **kw),
+        "both": lambda **kw: IA3Config(feedforward_modules="fc|conv1|lm_head", **kw),
+    },
+    LNTuningConfig: {"plain": lambda **kw: LNTuningConfig(**kw)},
+    BitFitConfig: {"plain": lambda **kw: BitFitConfig(**kw)},
+    BottleneckConfig: {
+        "houlsby": lambda **kw: BottleneckConfig(bottleneck_size=3, **kw),
+        "parallel": lambda **kw: BottleneckConfig(style="parallel", reduction_factor=2, scaling=4, **kw),
+        "dropout": lambda **kw: BottleneckConfig(bottleneck_size=2, activation="swish", dropout=0.5, **kw),
+    },
+    OFTConfig: {
+        "plain": lambda **kw: OFTConfig(r=1, oft_block_size=0, **kw),
+        "exact": lambda **kw: OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True, **kw),
+        "constrained": lambda **kw: OFTConfig(r=1, oft_block_size=0, coft=True, eps=1.0, **kw),
+    },
+    HRAConfig: {
+        "plain": lambda **kw: HRAConfig(r=4, **kw),
+    },
+    TrainableTokensConfig: {
+        "plain": lambda **kw: TrainableTokensConfig(token_indices=[3, 2, 4], **kw),
+    },
+    AdaLoraConfig: {
+        "plain": lambda **kw: AdaLoraConfig(init_r=4, target_r=2, total_step=10, **kw),
+        "dropout": lambda **kw: AdaLoraConfig(init_r=2, target_r=2, total_step=10, lora_dropout=0.5, **kw),
+    },
+}
+
+# Methods that cannot sit in `Net` (they need a transformer around them), and the test that has them on real ones.
+ELSEWHERE: dict[type[PeftConfig], str] = {
+    AdaptionPromptConfig: "tests/prompt/test_adaption_prompt.py",
 }
 
 
@@ -69,10 +154,22 @@ def placements(formula: bool = False) -> list[Any]:
 
 def targets(make: Make) -> list[str]:
     """Every module of `Net` that the method can sit in."""
-    return [path for kind in kinds(make) for path in HOSTS[kind]]
+    return [path for kind in kinds(make) for path in HOSTS[kind] if fits(make, net().get_submodule(path))]
 
 
-def hosts(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+def fits(make: Make, module: Any) -> bool:
+    """Whether the method can sit in a module of a kind that it has an adapter for: BitFit needs a bias there."""
+    return not isinstance(make(target_modules=["fc"]), BitFitConfig) or getattr(module, "bias", None) is not None
+
+
+def hosts(kind: str, make: Make) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """Modules of a kind that the method can sit in, in float64, each with inputs of several shapes."""
+    for module, inputs in every_host_of(kind):
+        if fits(make, module):
+            yield module, inputs
+
+
+def every_host_of(kind: str) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """Modules of a kind in float64, each with inputs of several shapes."""
     from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
     from transformers.pytorch_utils import Conv1D
@@ -113,6 +210,10 @@ def operate(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """What a host of a class from `hosts` computes with another canonical weight and bias, written out here again."""
     if isinstance(host, nn.Embedding):
         return weight[x] * float(getattr(host, "embed_scale", 1.0))
+    if isinstance(host, nn.LayerNorm):
+        centred = x - x.mean(-1, keepdim=True)
+        y = weight * centred / (centred.square().mean(-1, keepdim=True) + host.eps).sqrt()
+        return y if bias is None else y + bias
     if isinstance(host, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
         padding: Any = host.padding

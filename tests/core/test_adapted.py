@@ -123,6 +123,25 @@ def test_each_row_has_its_adapter(host: Any) -> None:
         close(host(x), plain(host, x))
 
 
+def test_a_host_that_none_of_the_rows_names_is_in_is_not_split(host: Any) -> None:
+    """It may take more than x by row: an attention its mask, and its cache by reference."""
+    place(host, "a", Plus(1.0))
+    x = torch.randn(3, 2)
+    with host.active.switched(rows=["b", "__base__", "c"]):
+        assert torch.equal(host(x), plain(host, x)) and torch.equal(host(input=x), plain(host, x))
+    assert Plus.calls == []
+
+
+def test_a_host_called_by_keyword_has_one_adapter(host: Any) -> None:
+    for name, n in {"a": 1.0, "b": 2.0}.items():
+        place(host, name, Plus(n))
+    x = torch.randn(2, 2)
+    with host.active.switched(rows=["b", "b"]):
+        close(host(x=x), plain(host, x) + 2)
+    with host.active.switched(rows=["b", "a"]), pytest.raises(StateError, match="called by keywords only cannot mix"):
+        host(x=x)
+
+
 def test_a_row_may_stand_for_several(host: Any) -> None:
     """Beam search and flattened tokens: each row of the input becomes several consecutive ones."""
     for name, n in {"a": 1.0, "b": 2.0}.items():

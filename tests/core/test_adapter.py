@@ -16,7 +16,7 @@ from inlay.core.adapter import Adapter
 from inlay.core.host import KINDS, Site, site
 from inlay.errors import StateError
 from inlay.registry import adapter, registered
-from tests.contract.cases import canonical, hosts, operate
+from tests.contract.cases import canonical, every_host_of, operate
 from tests.tiny import close, mlp, scramble
 
 
@@ -63,7 +63,7 @@ def gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS.values())))
 def test_the_default_forward_is_the_hosts_operation_with_the_new_weight(gain: Any, kind: str) -> None:
-    for host, inputs in hosts(kind):
+    for host, inputs in every_host_of(kind):
         base = One(host).double().eval()
         view = get_peft_model(base, gain(target_modules=["fc"]))
         for x in inputs:

@@ -51,9 +51,16 @@ class Adapted(Composite):
             active.check()
         if active.disabled:
             return self._composed(())(*args, **kwargs)
-        if active.rows is not None:
-            return self._forward_rows(active.rows, *args, **kwargs)
-        return self._composed(active.names)(*args, **kwargs)
+        rows = active.rows
+        if rows is None:
+            return self._composed(active.names)(*args, **kwargs)
+        if not any(name in self.adapters for name in rows):  # e.g. an attention, whose mask is not split with the rows
+            return self._composed(())(*args, **kwargs)
+        if args:
+            return self._forward_rows(rows, *args, **kwargs)
+        if len(set(rows)) > 1:
+            raise StateError("A host that is called by keywords only cannot mix adapters in one batch.")
+        return self._composed(() if rows[0] == BASE else rows[:1])(**kwargs)
 
     def _composed(self, names: tuple[str, ...]) -> Any:
         return self._compose(super().forward if len(self._modules) == 1 else self._forward_alone, names)

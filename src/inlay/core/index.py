@@ -81,12 +81,12 @@ class AdapterIndex:
         for name in names:
             for path, adapter in self.placed[name].items():
                 around = [p for p in whole if path.startswith(p + ".")]
-                claims = [path] if adapter.reads_weight else []
+                claims = [path] if adapter.reads_weight or not adapter.mixable else []
                 for claim in (*around, *claims, *map(id, adapter.replaces(self.hosts[path]))):
                     other = whole[claim] if claim in around else owner.setdefault(claim, name)
                     if other != name:
                         raise StateError(
-                            f"Adapters {other!r} and {name!r} cannot be active together: both replace parameters of "
+                            f"Adapters {other!r} and {name!r} cannot be active together: both replace what is at "
                             f"{path!r}. Activate one at a time."
                         )
 

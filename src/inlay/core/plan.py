@@ -70,6 +70,11 @@ def check_adapter_name(name: object, existing: Collection[str]) -> str:
     return name
 
 
+def model_type_of(root: nn.Module) -> str:
+    """By what name methods know their default targets in `root`: transformers' `model_type`, else the class's name."""
+    return getattr(getattr(root, "config", None), "model_type", None) or original_class(root).__name__
+
+
 def no_aliases() -> Mapping[str, str]:
     """No module has an earlier name."""
     return {}
@@ -101,14 +106,16 @@ def plan(
     free = {p: m for p, m in modules.items() if not any(p == t or p.startswith(t + ".") for t in trained)}
     chosen: list[str] = []
     if isinstance(config, AdapterConfig):
+        model_type = model_type_of(root)
         chosen, renamed = select(
             config,
             free,
-            default=config.default_targets(getattr(getattr(root, "config", None), "model_type", None)),
+            default=config.targets_in(free, model_type),
             linear=_linear_paths(root, free) - unreached,
             aliases=lasting,
         )
         config = _resolved(config, chosen, renamed, free)
+        config.settle(model_type, chosen, lasting)
     else:
         config = config.copy()
     config.note(heads, [modules[path] for path in chosen])

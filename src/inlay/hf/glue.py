@@ -6,8 +6,9 @@ from typing import Any
 
 from inlay.hf import trainer
 from inlay.hf.names import earlier_names
+from inlay.hf.prompts import fill_cache, token_ids
 
-__all__ = ["earlier_names", "on_view"]
+__all__ = ["earlier_names", "fill_cache", "on_view", "token_ids"]
 
 
 def on_view(view: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inlay import registry
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
+from inlay.core.copies import TrainedParameters
 from inlay.core.host import kind_of, unmerged_parameters
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
@@ -110,7 +111,8 @@ def _adapts(index: AdapterIndex, name: str, path: str, module: nn.Module) -> boo
     """True if adapter `name` adapts the layer at `path` (rather than training it, or rows of it, in full)."""
     kind = kind_of(module)
     method = registry.adapter_for(index.configs[name], kind) if kind is not None else None
-    return method is not None and isinstance(index.placed[name].get(path), method)
+    placed = index.placed[name].get(path)
+    return method is not None and isinstance(placed, method) and not isinstance(placed, TrainedParameters)
 
 
 def _names_embeddings(config: Any, adapted: Collection[str]) -> bool:

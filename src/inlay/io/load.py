@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -144,11 +144,12 @@ def load_adapter(
         else:
             _check_same(index, adapter_name, raw)
             placements, kept, placed = [], raw, dict(known)
+        expected = tensors_by_key(placed, raw)
+        integer_ok = _integers_of(expected)
         tensors: dict[str, Tensor] | None = None
         if shapes is None:  # a pickle has no header: what it holds is known when it is read
-            tensors = read_pickle(files.path(PICKLE_NAME), allow_pickle, _integer_ok)
+            tensors = read_pickle(files.path(PICKLE_NAME), allow_pickle, integer_ok)
             shapes = {k: tuple(t.shape) for k, t in tensors.items()}
-        expected = tensors_by_key(placed, raw)
         state: dict[str, Tensor] = {}
         if is_trainable or known is not None:
             expected, shapes, state = _to_train_on(files, placed, raw, expected, shapes)
@@ -159,7 +160,7 @@ def load_adapter(
         if strict:
             match.report.check(str(folder), list(match.expected), shapes=not ignore_mismatched_sizes)
         if tensors is None:
-            tensors = read_tensors(files.path(WEIGHTS_NAME), integer_ok=_integer_ok)
+            tensors = read_tensors(files.path(WEIGHTS_NAME), integer_ok=integer_ok)
         tensors = {**tensors, **state}
     # from here on nothing fails
     if known is None:
@@ -167,6 +168,9 @@ def load_adapter(
         index.add(adapter_name, kept, placements)
         if is_trainable:
             index.require_grad(adapter_name, True)
+    else:
+        for field in raw.progress:
+            setattr(index.configs[adapter_name], field, getattr(raw, field))
     apply(model, match, tensors, placed)
     return match.report
 
@@ -254,14 +258,18 @@ def _check_settable(name: str, expected: Mapping[str, Tensor], placed: Mapping[s
         )
 
 
-def _integer_ok(key: str) -> bool:
-    return key.endswith("num_batches_tracked")
+def _integers_of(expected: Mapping[str, Tensor]) -> Callable[[str], bool]:
+    """Whether the tensor of a key may hold integers: those do whose namesakes in the model do."""
+    names = {key.rpartition(".")[2] for key, tensor in expected.items() if not tensor.is_floating_point()}
+    return lambda key: key.rpartition(".")[2] in names
 
 
 def _check_same(index: AdapterIndex, name: str, config: PeftConfig) -> None:
     """Raises ConfigError unless `config` describes the adapter `name` that is there."""
     own, new = (
-        {k: v for k, v in c.to_dict().items() if k not in _NOT_STRUCTURE} for c in (index.configs[name], config)
+        {k: v for k, v in c.to_dict().items() if k not in (*_NOT_STRUCTURE, *c.progress)}
+        | ({"init_lora_weights": c.anchor} if getattr(c, "anchor", None) else {})  # decides what A and B stand for
+        for c in (index.configs[name], config)
     )
     names = ("target_modules", "modules_to_save")
     differ = sorted(k for k in own.keys() | new.keys() if k not in names and own.get(k) != new.get(k))

@@ -51,6 +51,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """Names of the safetensors format for the dtypes that a file may hold."""
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 _AGAIN = "Fetch or save the adapter again."
 
 
@@ -105,7 +107,7 @@ def read_tensors(
     """Every tensor of a safetensors file, on `device`, in memory of its own (not mapped from the file).
 
     Args:
-        integer_ok: whether the tensor of that name may be int32 or int64.
+        integer_ok: whether the tensor of that name may hold integers.
 
     Raises:
         CorruptFileError: as `read_header`, or a tensor is neither floating point nor an integer that is expected.
@@ -243,7 +245,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _check_dtype(path: Path, name: str, dtype: torch.dtype, integer_ok: Callable[[str], bool]) -> None:
-    if not dtype.is_floating_point and not (dtype in (torch.int32, torch.int64) and integer_ok(name)):
+    if not dtype.is_floating_point and not (dtype in _INTEGERS and integer_ok(name)):
         raise _corrupt(path, f"{name!r} has dtype {dtype}; expected floating point")
 
 

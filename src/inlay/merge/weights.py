@@ -103,6 +103,9 @@ def _merged_parameters(
     for path in dict.fromkeys(p for n in names for p in index.placed[n]):
         host = index.hosts[path]
         adapters = [index.placed[n][path] for n in names if path in index.placed[n]]
+        for trained in (a.module for a in adapters if isinstance(a, TrainedModule)):
+            for key, value in trained.named_parameters():
+                _check_finite(f"{path}.{key}", value)
         adapters = [a for a in adapters if not isinstance(a, TrainedModule)]
         if not adapters:
             continue
@@ -130,7 +133,8 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
         for adapter in adapters:
             if not adapter.mergeable:
                 raise StateError(
-                    f"{type(adapter).__name__} at {path!r} is no change of the weight: it cannot be merged."
+                    f"{type(adapter).__name__} at {path!r} is no change of the weight: it cannot be merged. (Or it "
+                    "changes a bias as well, as with lora_bias, and that module has none.)"
                 )
             if isinstance(adapter, TrainedParameters):
                 now.update({k: v.detach() for k, v in adapter.copies.items()})
@@ -154,13 +158,17 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
     result = {}
     for key, value in now.items():
         value = value.to(start[key].dtype)
-        if value.device.type != "meta" and not bool(torch.isfinite(value).all()):
-            raise NumericsError(
-                f"Merging would write NaN or infinity into {path}.{key} ({start[key].dtype}). The base is unchanged. "
-                "Check the adapter, or merge into a base of a wider dtype."
-            )
+        _check_finite(f"{path}.{key}", value)
         result[key] = nn.Parameter(value.detach().clone() if value is now[key] else value, requires_grad=False)
     return result
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if value.device.type != "meta" and not bool(torch.isfinite(value).all()):
+        raise NumericsError(
+            f"Merging would write NaN or infinity into {name} ({value.dtype}). The base is unchanged. "
+            "Check the adapter, or merge into a base of a wider dtype."
+        )
 
 
 def _note_untied(model: Any, before: dict[str, Any], merged: dict[str, dict[str, nn.Parameter]]) -> None:

@@ -9,7 +9,25 @@ from __future__ import annotations
 import importlib
 
 METHODS = {
-    "inlay.methods.lora": ["LoraConfig"],
+    "inlay.methods.adalora": ["AdaLoraConfig"],
+    "inlay.methods.bitfit": ["BitFitConfig"],
+    "inlay.methods.bottleneck": ["BottleneckConfig"],
+    "inlay.methods.hra": ["HRAConfig"],
+    "inlay.methods.ia3": ["IA3Config"],
+    "inlay.methods.ln_tuning": ["LNTuningConfig"],
+    "inlay.methods.loha": ["LoHaConfig"],
+    "inlay.methods.lokr": ["LoKrConfig"],
+    "inlay.methods.lora": ["CordaConfig", "EvaConfig", "LoraConfig", "LoraGAConfig"],
+    "inlay.methods.oft": ["OFTConfig"],
+    "inlay.methods.randlora": ["RandLoraConfig"],
+    "inlay.methods.trainable_tokens": ["TrainableTokensConfig"],
+    "inlay.methods.vblora": ["VBLoRAConfig"],
+    "inlay.methods.vera": ["VeraConfig"],
+    "inlay.prompt.adaption_prompt": ["AdaptionPromptConfig"],
+    "inlay.prompt.multitask_prompt_tuning": ["MultitaskPromptTuningConfig", "MultitaskPromptTuningInit"],
+    "inlay.prompt.p_tuning": ["PromptEncoderConfig", "PromptEncoderReparameterizationType"],
+    "inlay.prompt.prefix_tuning": ["PrefixTuningConfig"],
+    "inlay.prompt.prompt_tuning": ["PromptTuningConfig", "PromptTuningInit"],
 }
 
 

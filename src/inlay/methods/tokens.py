@@ -26,6 +26,7 @@ class TokenRows(Adapter):
     """
 
     reads_weight = True
+    field = "trainable_token_indices"  # of the config, for errors
 
     def __init__(self, config: PeftConfig, site: Site, indices: Sequence[int], tied_to: TokenRows | None = None):
         super().__init__(config, site)
@@ -34,7 +35,7 @@ class TokenRows(Adapter):
         wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < count]
         if wrong or len(set(indices)) != len(indices) or not indices:
             raise ConfigError.of(
-                "trainable_token_indices",
+                self.field,
                 wrong or list(indices),
                 f"distinct token indices from 0 to {count - 1} of {site.path!r}",
             )

@@ -45,7 +45,7 @@ NAN = float("nan")
         ("use_rslora", 1, "True or False"),
         ("use_rslora", "yes", "True or False"),
         ("fan_in_fan_out", 0, "True or False"),
-        ("init_lora_weights", "pissa", "one of True, False, 'gaussian', 'orthogonal'"),
+        ("init_lora_weights", "pizza", "one of True, False, 'gaussian', 'orthogonal'"),
         ("init_lora_weights", 1, "one of True"),
         ("init_lora_weights", 0, "one of True"),
         ("init_lora_weights", None, "one of True"),

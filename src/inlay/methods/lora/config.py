@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,13 +18,18 @@ from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
 from inlay.core.host import is_transposed, kind_of
 from inlay.core.targets import matches_name, pattern_value
-from inlay.errors import ConfigError, TargetError
+from inlay.errors import ConfigError, InlayWarning, TargetError
+from inlay.methods.lora.inits import FROM_DATA, Prepared, is_anchored
+from inlay.methods.lora.inits.corda import CordaConfig
+from inlay.methods.lora.inits.eva import EvaConfig
+from inlay.methods.lora.inits.lora_ga import LoraGAConfig
 from inlay.methods.targets import ATTENTION
 from inlay.methods.tokens import TokenRows
 
-INITS = (True, False, "gaussian", "orthogonal")
+INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga")
 BIASES = ("none", "all", "lora_only")
 _MAX_RANK = 65_536
+_PARTS: dict[str, Any] = {"eva": EvaConfig, "corda": CordaConfig, "lora_ga": LoraGAConfig}
 
 
 @dataclass
@@ -37,9 +44,13 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         lora_dropout: probability of zeroing an input of A in training.
         bias: biases to train: "none", "all" of the model's, or "lora_only", those of adapted layers.
         use_rslora: s = alpha / sqrt(r) (rank-stabilised, arXiv 2312.03732).
+        use_dora: train the length of each output's weights apart from their direction (DoRA, `variants.dora`).
+        lora_bias: train a bias c along with B: b' = b + s c. Only layers that have a bias can be merged then.
         init_lora_weights: True: A Kaiming-uniform with a = sqrt(5), B zero. "gaussian": A normal with deviation 1/r, B
             zero. "orthogonal": A and B from orthogonal halves, BA = 0; r must be even. False: A and B both random, so
-            that the adapter is not the identity (for tests).
+            that the adapter is not the identity (for tests). "pissa", "pissa_niter_N" (N steps of an approximation),
+            "olora", "corda", "lora_ga", "eva": see `inlay.methods.lora.inits`. All but False start as the base.
+        eva_config, corda_config, lora_ga_config: of the init of that name.
         rank_pattern, alpha_pattern: module name or regex -> its own r, alpha.
         fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
             from the layers, this is for other readers of the file.
@@ -54,15 +65,18 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     lora_dropout: float = 0.0
     bias: str = "none"
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     fan_in_fan_out: bool = False
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    eva_config: EvaConfig | dict[str, Any] | None = None
+    corda_config: CordaConfig | dict[str, Any] | None = None
+    lora_ga_config: LoraGAConfig | dict[str, Any] | None = None
 
     unsupported: ClassVar[Mapping[str, object]] = {
-        "use_dora": False,
-        "lora_bias": False,
         "use_qalora": False,
         "qalora_group_size": 16,
         "use_bdlora": None,
@@ -72,9 +86,6 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         "megatron_config": None,
         "megatron_core": "megatron.core",
         "loftq_config": {},
-        "eva_config": None,
-        "corda_config": None,
-        "lora_ga_config": None,
         "arrow_config": None,
         "alora_invocation_tokens": None,
         "kasa_config": None,
@@ -88,9 +99,11 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         check_number("lora_alpha", self.lora_alpha)
         check_number("lora_dropout", self.lora_dropout, 0.0, 1.0)
         check_choice("bias", self.bias, BIASES)
-        check_choice("init_lora_weights", self.init_lora_weights, INITS)
-        check_bool("use_rslora", self.use_rslora)
-        check_bool("fan_in_fan_out", self.fan_in_fan_out)
+        if not is_anchored(self.init_lora_weights):
+            check_choice("init_lora_weights", self.init_lora_weights, INITS)
+        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
+            check_bool(name, getattr(self, name))
+        self._check_parts()
         check_patterns("rank_pattern", self.rank_pattern, check_rank)
         check_patterns("alpha_pattern", self.alpha_pattern, check_number)
         tokens = self.trainable_token_indices
@@ -98,17 +111,78 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
             if not isinstance(name, str) or not isinstance(indices, list):
                 raise ConfigError.of("trainable_token_indices", tokens, "a list of token indices, or a dict of such")
 
+    def _check_parts(self) -> None:
+        """Settles the parts that belong to one init, and refuses what does not go together."""
+        self.prepared = Prepared()
+        self.saved_plain = False
+        init = self.init_lora_weights
+        for name, cls in _PARTS.items():
+            part = getattr(self, f"{name}_config")
+            if isinstance(part, Mapping):
+                part = cls.from_dict(part)
+            if part is not None and not isinstance(part, cls):
+                raise ConfigError.of(f"{name}_config", part, f"a {cls.__name__}, or its fields as a dict")
+            if part is not None and init != name:
+                warnings.warn(
+                    f"{name}_config has no effect unless init_lora_weights={name!r}; it is {init!r}.",
+                    InlayWarning,
+                    stacklevel=4,
+                )
+            setattr(self, f"{name}_config", cls() if part is None and init == name else part)
+        if self.lora_bias and self.use_dora:
+            raise ConfigError.of("lora_bias", True, "False with use_dora", "DoRA has no bias of its own.")
+        if self.lora_bias and not isinstance(init, bool):
+            raise ConfigError.of("init_lora_weights", init, "True or False with lora_bias")
+
+    @property
+    def variant(self) -> str:
+        return "dora" if self.use_dora else "bias" if self.lora_bias else ""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the adapter starts from W itself, so that a frozen B0 A0 is taken out again."""
+        return is_anchored(self.init_lora_weights)
+
+    @property
+    def anchor(self) -> str | None:
+        """The init that says which B0 A0 a file's A and B are to be seen against; None if there is none."""
+        return str(self.init_lora_weights) if self.anchored and not self.saved_plain else None
+
+    def plain(self) -> LoraConfig:
+        """The config of the same update without an anchor: rank 2r, the same scales, init_lora_weights=True."""
+        more = math.sqrt(2) if self.use_rslora else 2
+        return self.replaced(
+            r=2 * self.r,
+            lora_alpha=more * self.lora_alpha,
+            rank_pattern={k: 2 * v for k, v in self.rank_pattern.items()},
+            alpha_pattern={k: more * v for k, v in self.alpha_pattern.items()},
+            init_lora_weights=True,
+            **{f"{name}_config": None for name in _PARTS},
+            saved_plain=False,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.saved_plain:
+            return self.plain().to_dict()
+        data = super().to_dict()
+        return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in data.items()}  # type: ignore[arg-type]
+
     def rank(self, path: str) -> int:
         """The rank r of the adapter at `path`."""
         return int(pattern_value(self.rank_pattern, path, self.r, "rank_pattern"))
 
     def scale(self, path: str) -> float:
         """The scale s of the adapter at `path`."""
-        alpha, r = pattern_value(self.alpha_pattern, path, self.lora_alpha, "alpha_pattern"), self.rank(path)
+        alpha, r = self.alpha(path), self.rank(path)
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
+
+    def alpha(self, path: str) -> float:
+        """The strength alpha of the adapter at `path`."""
+        return pattern_value(self.alpha_pattern, path, self.lora_alpha, "alpha_pattern")
 
     def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
         super().note(heads, hosts)
+        self.saved_plain = self.init_lora_weights in FROM_DATA  # the file has no data to find the anchor again
         linear = [host for host in hosts if kind_of(host) == "linear"]
         if linear:
             self.fan_in_fan_out = all(map(is_transposed, linear))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.core.host import Site, output_scale
 from inlay.methods.lora.config import LoraConfig
-from inlay.methods.lora.linear import LowRank
+from inlay.methods.lora.lowrank import LowRank
 from inlay.registry import adapter
 
 
@@ -22,15 +23,15 @@ class LoraEmbedding(LowRank):
 
     A starts at zero and B normal; with `init_lora_weights=False` both are normal. An embedding that scales its rows
     scales the update with them; its padding row gets no gradient, as the table's own does not. As in peft, the input is
-    not dropped out: ids cannot be.
+    not dropped out (ids cannot be), and inits that decompose a weight leave embeddings as by default.
     """
 
     a_key, b_key = "lora_embedding_A", "lora_embedding_B"
+    anchors = False
 
     def __init__(self, config: LoraConfig, site: Site):
         super().__init__(config, site)
-        self.A = self.parameter(site, self.r, site.in_features)
-        self.B = self.parameter(site, site.out_features, self.r)
+        self.make(config, site, (self.r, site.in_features), (site.out_features, self.r))
 
     def reset(self, host: nn.Module) -> None:
         nn.init.normal_(self.B)
@@ -39,9 +40,11 @@ class LoraEmbedding(LowRank):
         else:
             nn.init.zeros_(self.A)
 
-    def weight(self, w: Tensor) -> Tensor:
-        a, b = self.factors(w)
-        return w + (self.scale * (b @ a).T).to(w.dtype)
+    def matrices(self, w: Tensor) -> Tensor:
+        return w.T.unsqueeze(0)
+
+    def from_matrices(self, m: Tensor, shape: torch.Size) -> Tensor:
+        return m[0].T
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = base(x, *args, **kwargs)

@@ -1,0 +1,22 @@
+"""The layers that an init takes data from: the linear ones that the config targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from inlay.core.host import kind_of
+from inlay.core.plan import plan
+from inlay.errors import TargetError
+
+
+def linear_targets(model: nn.Module, config: Any) -> dict[str, nn.Module]:
+    """path -> module of the linear layers among `config`'s targets in `model`, which stays as it is."""
+    placements, _ = plan(model, config.replaced(init_lora_weights=True, use_dora=False), init=False)
+    found = {p.path: p.host for p in placements if kind_of(p.host) == "linear" and hasattr(p.adapter, "A")}
+    if not found:
+        raise TargetError.of(
+            "target_modules", config.target_modules, f"a linear layer with init {config.init_lora_weights!r}"
+        )
+    return found

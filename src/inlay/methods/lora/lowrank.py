@@ -1,0 +1,166 @@
+"""What LoRA's adapters have in common: A, B, the scale s, the anchor, dropout, and biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inlay.core.adapter import Adapter
+from inlay.core.host import Site, canonical, unmerged_parameters
+from inlay.methods.lora.config import LoraConfig
+from inlay.methods.lora.inits import check_readable, starting_pair
+from inlay.methods.lora.inits.random import reset_random
+
+
+class LowRank(Adapter):
+    r"""W' = W + s (B A - B0 A0), for every kind of host.
+
+    Inits that start from W itself (PiSSA, OLoRA, CorDA, LoRA-GA) would take what the adapter starts with out of the
+    base. The base is not ours to change: the *anchor* A0, B0, frozen, is subtracted here instead. Without one, B A
+    starts at zero and W' = W + s B A.
+
+    The weight is seen as g matrices M: (g, rows, columns), one per group of a convolution, g = 1 otherwise.
+    """
+
+    a_key, b_key = "lora_A.weight", "lora_B.weight"
+    groups = 1
+    anchors = True  # whether inits that start from W apply to this kind of host
+
+    A: nn.Parameter
+    B: nn.Parameter
+    A0: Tensor | None
+    B0: Tensor | None
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        self.r, self.scale = config.rank(site.path), config.scale(site.path)
+        self.dropout, self.init = config.lora_dropout, config.init_lora_weights
+        self.plain_form = config.saved_plain
+        own = getattr(site.module, "bias", None)
+        trained = config.bias != "none" and isinstance(own, Tensor)
+        self.b = nn.Parameter(own.detach().clone(), requires_grad=False) if trained else None  # type: ignore[union-attr]
+        self.c = self.parameter(site, site.out_features) if config.lora_bias else None
+        if self.c is not None and own is None:
+            self.mergeable = False  # type: ignore[misc]  # there is no bias to merge c into
+        self.register_buffer("A0", None)
+        self.register_buffer("B0", None)
+
+    def make(self, config: LoraConfig, site: Site, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+        """Makes A and B of these shapes, and the anchor if the config's init has one."""
+        self.A, self.B = self.parameter(site, *a), self.parameter(site, *b)
+        if not (self.anchors and config.anchored):
+            return
+        weight: Any = unmerged_parameters(site.module).get("weight")
+        check_readable(self.init, site.path, weight)
+        with torch.no_grad():
+            wide = canonical(site.module, weight)
+            wide = wide if wide.dtype == torch.float64 else wide.float()
+            pairs = [
+                starting_pair(config, site.path, m, self.r // self.groups, self.scale) for m in self.matrices(wide)
+            ]
+            self.A0 = torch.cat([a0 for a0, _ in pairs]).reshape(a).to(site.dtype)
+            self.B0 = torch.cat([b0 for _, b0 in pairs]).reshape(b).to(site.dtype)
+
+    def reset(self, host: nn.Module) -> None:
+        if self.A0 is not None and self.B0 is not None:
+            self.A.copy_(self.A0)
+            self.B.copy_(self.B0)
+        else:
+            reset_random(self.A, self.B, self.r, self.init)
+        if self.c is not None:
+            nn.init.zeros_(self.c)
+            if self.init is False:
+                nn.init.uniform_(self.c, -(self.r**-0.5), self.r**-0.5)
+
+    # ------------------------------------------------------------------ the update as matrices
+
+    def matrices(self, w: Tensor) -> Tensor:
+        """W as M: (g, rows, columns), so that B A has rows and columns as M does."""
+        return w.reshape(self.groups, w.shape[0] // self.groups, -1)
+
+    def from_matrices(self, m: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `matrices`."""
+        return m.reshape(shape)
+
+    def with_anchor(self) -> tuple[Tensor, Tensor]:
+        """[A - A0; A0] and [B, B - B0], in the shapes of A and B: their product is B A - B0 A0.
+
+        So written it is exactly 0 at the start, and no small difference of large products in 16 bits later on.
+        """
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return self.joined(self.A - self.A0, self.A0, self.B, self.B - self.B0)
+
+    def joined(self, a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B of twice the rank, with the product B1 A1 + B2 A2."""
+        first, second = (a.reshape(self.groups, -1, *a.shape[1:]) for a in (a1, a2))
+        return torch.cat([first, second], 1).flatten(0, 1), torch.cat([b1, b2], 1)
+
+    def factors(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """A: (g, r/g, columns) and B: (g, rows, r/g), the anchor included, in their dtype or w's, whichever is wider.
+
+        Merging so rounds once.
+        """
+        dtype = torch.promote_types(self.A.dtype, w.dtype)
+        a, b = self.with_anchor()
+        rank = a.shape[0] // self.groups
+        return a.to(dtype).reshape(self.groups, rank, -1), b.to(dtype).reshape(self.groups, -1, rank)
+
+    def weight(self, w: Tensor) -> Tensor:
+        a, b = self.factors(w)
+        return w + self.from_matrices(self.scale * (b @ a), w.shape).to(w.dtype)
+
+    # ------------------------------------------------------------------ for `forward`
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Dropout on the adapter's input, in training."""
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+    def parts(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(input, A, B) of each low-rank product to add. Dropout is on B A alone: what stands for W sees all of x."""
+        inputs = self.dropped(x)
+        if inputs is x or self.A0 is None or self.B0 is None:
+            return [(inputs, *self.with_anchor())]
+        return [(x, self.A0, -self.B0), (inputs, self.A, self.B)]
+
+    def bias(self, b: Tensor | None) -> Tensor | None:
+        own = b if self.b is None or b is None else self.b.to(b.dtype)
+        if self.c is None:
+            return own
+        shift = self.scale * self.c
+        return shift if own is None else (own + shift).to(own.dtype)
+
+    def shifted(self, y: Tensor, host: Any, *spread: int) -> Tensor:
+        """`y`, computed with the host's bias, with the adapter's instead; `spread`: shape the bias takes in y."""
+        if self.b is None and self.c is None:
+            return y
+        own: Any = self.bias(host.bias)
+        shift: Tensor = own.to(y.dtype) if host.bias is None else own.to(y.dtype) - host.bias.to(y.dtype)
+        return y + shift.view(-1, *spread)
+
+    # ------------------------------------------------------------------ what is saved
+
+    def tensors(self) -> dict[str, Tensor]:
+        a, b = self.plain_factors() if self.plain_form else (self.A, self.B)
+        own: dict[str, Tensor] = {self.a_key: a, self.b_key: b}
+        if self.c is not None:
+            own["lora_B.bias"] = self.c
+        return own if self.b is None else {**own, "base_layer.bias": self.b}
+
+    def plain_factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of rank 2r whose product is this update, to be used without an anchor."""
+        if self.A0 is not None:
+            return self.with_anchor()
+        return self.joined(self.A, torch.zeros_like(self.A), self.B, torch.zeros_like(self.B))
+
+    def training_state(self) -> dict[str, Tensor]:
+        if not self.plain_form or self.A0 is None or self.B0 is None:
+            return {}
+        rest = {k: t for k, t in self.tensors().items() if k not in (self.a_key, self.b_key)}
+        return {self.a_key: self.A, self.b_key: self.B, "anchor_A": self.A0, "anchor_B": self.B0, **rest}
+
+    def replaces(self, host: nn.Module) -> list[nn.Parameter]:
+        return [] if self.b is None else [host.bias]  # type: ignore[list-item]

@@ -1,0 +1,129 @@
+"""DoRA, weight-decomposed low-rank adaptation (Liu et al. 2024, arXiv 2402.09353): a trained length, a LoRA direction.
+
+    V = W + s B A,  n = ||V|| for each output,  W' = (m / n) V,  m = n at the start
+
+n follows A and B but counts as a constant in backward, as in section 4.3 of the paper and in peft. It is found without
+making B A, let alone a product with an identity matrix:
+
+    n^2 = ||W||^2 + 2 s <W A^T, B> + s^2 <B (A A^T), B>      (sums over each row; W A^T: (out, r), A A^T: (r, r))
+
+in float32 at least. With y the output that LoRA gives, W x + s B A x + b, DoRA's is y + (m / n - 1) (y - b): backward
+goes through y alone, and in 16 bits a length that changed by less than their precision still shows.
+
+W is read for n in every forward pass. The base's weight is shared, and may change under a view without notice
+(`load_state_dict`, `.data`), so ||W|| is not remembered; to generate much text, merge.
+
+Dropout, in training, is on the input of A. (peft draws it for W x as well, the mean of which is the same, and pays a
+second product with W.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.core.host import Site, canonical
+from inlay.methods.lora.config import LoraConfig
+from inlay.methods.lora.conv import CONVS, LoraConv
+from inlay.methods.lora.embedding import LoraEmbedding
+from inlay.methods.lora.linear import LoraLinear
+from inlay.methods.lora.lowrank import LowRank
+from inlay.registry import adapter
+
+_BLOCK = 1 << 22  # entries of a 16-bit weight that are widened at a time
+
+
+class Dora(LowRank):
+    """What DoRA's adapters have in common: the length m, and how it changes LoRA's weight and output."""
+
+    reads_weight = True
+
+    m: nn.Parameter
+    outputs = 0  # dimension of the canonical weight that counts the outputs
+
+    def reset(self, host: Any) -> None:
+        super().reset(host)
+        self.m.copy_(self.norm(canonical(host, host.weight)).view_as(self.m))
+
+    def norm(self, w: Tensor) -> Tensor:
+        """n: (out,), a constant, in float32 or w's dtype if that is wider."""
+        with torch.no_grad(), torch.autocast(w.device.type, enabled=False):
+            dtype = torch.promote_types(w.dtype, torch.float32)
+            a, b = self.with_anchor()
+            rank = a.shape[0] // self.groups
+            a, b = a.to(dtype).reshape(self.groups, rank, -1), b.to(dtype).reshape(self.groups, -1, rank)
+            return row_norms(self.matrices(w), a, b, self.scale).flatten()
+
+    def ratio(self, w: Tensor) -> Tensor:
+        """m / n: (out,)"""
+        n = self.norm(w)
+        return self.m.flatten().to(n.dtype) / n
+
+    def weight(self, w: Tensor) -> Tensor:
+        shape = [1] * w.dim()
+        shape[self.outputs] = -1
+        return super().weight(w) * self.ratio(w).view(shape).to(w.dtype)
+
+    def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
+        y = super().forward(base, x, *args, host=host, **kwargs)
+        spread = [1] * (self.m.dim() - 2)
+        change = (self.ratio(canonical(host, host.weight)) - 1).to(y.dtype).view(-1, *spread)
+        b = self.bias(getattr(host, "bias", None))
+        return torch.addcmul(y, y if b is None else y - b.to(y.dtype).view(-1, *spread), change)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "lora_magnitude_vector": self.m}
+
+
+def row_norms(w: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """||W + s B A|| of each row, in A's dtype.   W: (g, rows, columns)   A: (g, r, columns)   B: (g, rows, r)"""
+    rows = w.shape[1] if w.dtype == a.dtype else max(1, _BLOCK // max(1, w.shape[0] * w.shape[2]))
+    square = []
+    for part, up in zip(torch.split(w, rows, 1), torch.split(b, rows, 1), strict=True):
+        wide = part.to(a.dtype)
+        mixed = (torch.bmm(wide, a.mT) * up).sum(-1)
+        own = (torch.bmm(up, torch.bmm(a, a.mT)) * up).sum(-1)
+        square.append(torch.linalg.vector_norm(wide, dim=-1).square() + 2 * scale * mixed + scale**2 * own)
+    tiny = torch.finfo(a.dtype).tiny
+    return torch.cat(square, 1).clamp_min(tiny).sqrt()
+
+
+@adapter(LoraConfig, "linear", variant="dora")
+class DoraLinear(Dora, LoraLinear):
+    r"""W' = (m / n) (W + s B A), n = ||W + s B A|| of each row.   Liu et al. 2024, arXiv 2402.09353.
+
+    x: (..., in)   W: (out, in)   A: (r, in)   B: (out, r)   m, n: (out,)
+    """
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        self.m = self.parameter(site, site.out_features)
+
+
+@adapter(LoraConfig, "embedding", variant="dora")
+class DoraEmbedding(Dora, LoraEmbedding):
+    r"""W' = (m / n) (W + s (B A)^T), n = ||W + s (B A)^T|| of each column: of each feature over the whole vocabulary.
+
+    x: (...) token ids   W: (num, dim)   A: (r, num)   B: (dim, r)   m, n: (dim,)
+    """
+
+    outputs = 1
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        self.m = self.parameter(site, site.out_features)
+
+
+@adapter(LoraConfig, *CONVS, variant="dora")
+class DoraConv(Dora, LoraConv):
+    r"""W' = (m / n) (W + s B A), n = ||W + s B A|| of each output channel, over inputs and kernel.
+
+    W: (out, in/g, *k)   A: (r, in/g, *k)   B: (out, r/g, 1...)   m, n: (1, out, 1...)
+    """
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        self.m = self.parameter(site, 1, site.out_features, *[1] * (self.A.dim() - 2))
