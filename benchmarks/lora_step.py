@@ -1,6 +1,6 @@
-"""One training step with LoRA: Inlay, peft, and the frozen base, interleaved in one process on one GPU.
+"""One training step with LoRA or DoRA: Inlay, peft, and the frozen base, interleaved in one process on one GPU.
 
-    python benchmarks/lora_step.py [--layers 16] [--batch 4] [--length 2048] [--repeat 6]
+    python benchmarks/lora_step.py [--layers 16] [--batch 4] [--length 2048] [--repeat 6] [--dora]
 
 A Llama of Llama-3-8B's shape with random bfloat16 weights, LoRA r=16 on its seven linear layers, float32 adapters
 unless an arm says otherwise. A step is forward, loss and backward; "body" leaves out head and loss. Times are medians
@@ -42,9 +42,9 @@ def llama(layers: int, small: bool = False) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def view_of(library: Any, base: Any, **kwargs: Any) -> Any:
+def view_of(library: Any, base: Any, dora: bool = False, **kwargs: Any) -> Any:
     """`base` with LoRA on all seven linears; peft changes a copy's modules in place, over the same weights."""
-    config = library.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=LINEARS)
+    config = library.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=LINEARS, use_dora=dora)
     if library is peft:
         base = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     return library.get_peft_model(base, config, **kwargs)
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--repeat", type=int, default=6)
+    parser.add_argument("--dora", action="store_true", help="DoRA in both libraries")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
@@ -138,10 +139,10 @@ def main() -> None:
     frozen.enable_input_require_grads()
     models = {
         "frozen base": frozen,
-        "peft": view_of(peft, base),
-        "peft, bf16 adapters": view_of(peft, base, autocast_adapter_dtype=False),
-        "inlay": view_of(inlay, base),
-        "inlay, bf16 adapters": view_of(inlay, base, autocast_adapter_dtype=False),
+        "peft": view_of(peft, base, args.dora),
+        "peft, bf16 adapters": view_of(peft, base, args.dora, autocast_adapter_dtype=False),
+        "inlay": view_of(inlay, base, args.dora),
+        "inlay, bf16 adapters": view_of(inlay, base, args.dora, autocast_adapter_dtype=False),
     }
     for body in (True, False):
         found = measure({n: step_of(m, ids, body) for n, m in models.items()}, args.repeat)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.matrix.page import pytest_runtest_logreport as pytest_runtest_logreport
+from tests.matrix.page import pytest_sessionfinish as pytest_sessionfinish
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers or huggingface_hub is imported
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inlay import LoraConfig, get_layer_status, get_model_status, get_peft_model, inject_adapter_in_model
+from inlay import (
+    LoraConfig,
+    TrainableTokensConfig,
+    get_layer_status,
+    get_model_status,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from inlay.errors import StateError
 from inlay.status import count_parameters, trainable_line
 from tests.tiny import ids, llama, mlp, scramble
@@ -115,6 +122,25 @@ def test_verify_covers_active_adapters_and_modules_in_full() -> None:
     assert view.verify(X) == ["up", "down"]
     view.set_adapter([])
     assert view.verify(X) == []
+
+
+def test_verify_takes_a_tied_twin_for_reached() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.used, self.idle = nn.Embedding(9, 4), nn.Embedding(9, 4), nn.Embedding(9, 4)
+            self.used.weight = self.shared.weight
+
+        def forward(self, x: Tensor) -> Any:
+            return self.used(x)
+
+    x = torch.tensor([1, 2])
+    view = get_peft_model(Tied(), TrainableTokensConfig(target_modules=["shared"], token_indices=[1]))
+    assert sorted(view.verify(x)) == ["shared", "used"]
+    view.add_adapter("b", TrainableTokensConfig(target_modules=["shared", "idle"], token_indices=[1]))
+    view.set_adapter("b")
+    with pytest.raises(StateError, match=r"1 of 3 targets were not reached .*: idle\."):
+        view.verify(x)
 
 
 def test_verify_needs_adapters_that_run() -> None:

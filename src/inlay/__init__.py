@@ -28,6 +28,7 @@ _NAMES = {
     "inlay.inject": ["inject_adapter_in_model"],
     "inlay.methods.lora.inits.corda": ["preprocess_corda"],
     "inlay.methods.lora.inits.eva": ["get_eva_state_dict", "initialize_lora_eva_weights"],
+    "inlay.methods.lora.inits.loftq": ["replace_lora_weights_loftq"],
     "inlay.methods.lora.inits.lora_ga": ["preprocess_loraga"],
     "inlay.methods.lora.plain": ["as_plain_lora"],
     "inlay.model": ["PeftModel"],

@@ -131,20 +131,20 @@ def verify(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
         raise StateError(f"{index.merged[0]!r} is merged into the weights: call unmerge_adapter() before verifying.")
     if index.active.disabled:
         raise StateError("Adapters are disabled, so that none is reached: verify outside of disable_adapter().")
-    wanted = list(dict.fromkeys(p for n in index.active.names for p in index.placed[n]))
+    placed = [item for n in index.active.names for item in index.placed[n].items()]
+    wanted = list(dict.fromkeys(path for path, _ in placed))
     reached: set[str] = set()
-    handles = [
-        index.placed[n][path].register_forward_pre_hook(lambda *_, path=path: reached.add(path))
-        for n in index.active.names
-        for path in index.placed[n]
-    ]
+    handles = [a.register_forward_pre_hook(lambda *_, path=path: reached.add(path)) for path, a in placed]
     try:
         with torch.no_grad():
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    missed = [p for p in wanted if p not in reached]
+    at_work = {id(p) for path, adapter in placed if path in reached for p in adapter.parameters()}
+    idle = [(path, {id(p) for p in adapter.parameters()}) for path, adapter in placed if path not in reached]
+    # one that shares its parameters with an adapter that was reached, on a tied weight, is none too many
+    missed = list(dict.fromkeys(path for path, own in idle if not own or not own <= at_work))
     if missed:
         raise StateError(
             f"{len(missed)} of {len(wanted)} targets were not reached by this forward pass, so their adapters have no "

@@ -14,14 +14,19 @@ from inlay import (
     AdaLoraConfig,
     AdaptionPromptConfig,
     BitFitConfig,
+    BOFTConfig,
     BottleneckConfig,
+    C3AConfig,
+    FourierFTConfig,
     HRAConfig,
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    MissConfig,
     OFTConfig,
+    PolyConfig,
     RandLoraConfig,
     TrainableTokensConfig,
     VBLoRAConfig,
@@ -94,6 +99,25 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
         "parallel": lambda **kw: BottleneckConfig(style="parallel", reduction_factor=2, scaling=4, **kw),
         "dropout": lambda **kw: BottleneckConfig(bottleneck_size=2, activation="swish", dropout=0.5, **kw),
     },
+    C3AConfig: {
+        "plain": lambda **kw: C3AConfig(block_size=1, block_size_pattern={"fc": 2}, init_weights=True, **kw),
+    },
+    MissConfig: {
+        "plain": lambda **kw: MissConfig(r=3, **kw),
+        "mini": lambda **kw: MissConfig(r=2, init_weights="mini", **kw),
+        "bat": lambda **kw: MissConfig(r=1, init_weights="bat", **kw),
+        "dropout": lambda **kw: MissConfig(r=2, miss_dropout=0.4, **kw),
+        "bat-dropout": lambda **kw: MissConfig(r=1, init_weights="bat", miss_dropout=0.4, **kw),
+    },
+    FourierFTConfig: {
+        "plain": lambda **kw: FourierFTConfig(n_frequency=12, scaling=40, init_weights=True, **kw),
+        "pattern": lambda **kw: FourierFTConfig(
+            n_frequency=30, init_weights=True, scaling=20.0, random_loc_seed=3, n_frequency_pattern={"fc": 7}, **kw
+        ),
+    },
+    BOFTConfig: {
+        "plain": lambda **kw: BOFTConfig(boft_block_num=1, boft_block_size=0, **kw),
+    },
     OFTConfig: {
         "plain": lambda **kw: OFTConfig(r=1, oft_block_size=0, **kw),
         "exact": lambda **kw: OFTConfig(r=1, oft_block_size=0, use_cayley_neumann=False, block_share=True, **kw),
@@ -114,6 +138,7 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
 # Methods that cannot sit in `Net` (they need a transformer around them), and the test that has them on real ones.
 ELSEWHERE: dict[type[PeftConfig], str] = {
     AdaptionPromptConfig: "tests/prompt/test_adaption_prompt.py",
+    PolyConfig: "tests/methods/test_poly.py",  # every call needs task_ids
 }
 
 

@@ -163,6 +163,16 @@ def test_all_linear_leaves_out_the_head_and_what_is_never_called() -> None:
     assert set(get_peft_model(base, LoraConfig(target_modules="all-linear"))._inlay.hosts) == {"b"}
 
 
+def test_models_without_a_model_type_are_known_by_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inlay.methods.targets import ATTENTION
+
+    monkeypatch.setitem(ATTENTION, "Mlp", ["down"])
+    view = get_peft_model(mlp(), LoraConfig())
+    assert list(view._inlay.hosts) == ["down"] and view.peft_config["default"].target_modules == ["down"]
+    monkeypatch.setitem(ATTENTION, "LlamaForCausalLM", ["lm_head"])
+    assert "lm_head" not in get_peft_model(llama(), LoraConfig())._inlay.hosts
+
+
 def test_the_kept_config_names_what_all_linear_and_defaults_meant() -> None:
     kept = get_peft_model(llama(), LoraConfig(target_modules="all-linear")).peft_config["default"]
     assert kept.target_modules == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

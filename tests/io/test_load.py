@@ -300,7 +300,7 @@ def test_fault_09_the_largest_rank_is_held_against_the_header_first(tmp_path: Pa
         ({"alpha_pattern": {f"m{i}": 1 for i in range(100_000)}}, ConfigError, "alpha_pattern"),
         ({"rank_pattern": {"up": 10**9}}, ConfigError, "rank_pattern['up']=1000000000"),
         ({"trainable_token_indices": {"up": [10**12]}}, ConfigError, "trainable_token_indices=[1000000000000]"),
-        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, ConfigError, "peft_type='PROMPT_TUNING'"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, ConfigError, "num_virtual_tokens=1000000000"),
     ],
     ids=["layer", "layers", "patterns", "rank pattern", "token", "virtual tokens"],
 )

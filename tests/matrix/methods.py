@@ -12,7 +12,10 @@ from tests.matrix.models import LAYERS, MODELS, Model
 
 _PROMPT = {"num_virtual_tokens": 3}
 FIELDS: dict[str, dict[str, Any]] = {
+    "AdaLoraConfig": {"total_step": 10},
     "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": LAYERS},
+    "FourierFTConfig": {"n_frequency": 100},
+    "MissConfig": {"r": 8},
     "MultitaskPromptTuningConfig": {**_PROMPT, "num_tasks": 2},
     "OFTConfig": {"oft_block_size": 16},
     "PrefixTuningConfig": _PROMPT,
@@ -68,6 +71,12 @@ REASONS: list[Reason] = [
         "no token embeddings",
         _TOKENS,
         lambda m: m.family in {"whisper", "clip"},
+    ),
+    Reason(
+        'CLIP does not say which its input embedding is: give `target_modules=["token_embedding"]`.',
+        "no default target_modules",
+        ("TrainableTokensConfig",),
+        lambda m: m.family == "clip",
     ),
     Reason(
         "A prefix is keys and values of past tokens, which this model takes none of.",

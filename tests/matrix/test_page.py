@@ -75,7 +75,7 @@ def test_a_cell_that_does_not_learn_fails(cell: Any, monkeypatch: pytest.MonkeyP
 def test_a_cell_that_works_against_the_table_fails(
     cell: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wrong = methods.Reason("it does work", "no", (cell[1],), lambda _: True)
+    wrong = methods.Reason("it does work", "-", (cell[1],), lambda _: True)
     monkeypatch.setattr(methods, "REASONS", [wrong])
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         test_cells.test_cell(*cell, tmp_path, lambda *_: None)

@@ -25,12 +25,17 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"], 2),
     **dict.fromkeys(["encoder_layers", "decoder_layers", "num_attention_heads", "n_head", "n_heads"], 2),
     **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 2),
-    **{"num_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "d_kv": 8, "vocab_size": 50, "rotary_dim": 4},
+    "num_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "d_kv": 8,
+    "vocab_size": 50,
+    "rotary_dim": 4,
     **dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"], 0),
 }
 SEQ2SEQ = {"t5", "mt5", "umt5", "bart", "mbart", "marian", "whisper"}
 VISION = {"vit", "swin", "segformer"}
-WHOLE = {"llama4", "clip", "blip-2", "llava"}  # several models in one
+WHOLE = {"llama4", "clip", "blip-2", "UNet2DConditionModel"}  # several models in one, or of another library
 REMOTE = {"chatglm", "RefinedWeb", "RefinedWebModel"}  # their code is not in transformers
 NO_BLOCK = {"bert", "roberta", "xlm-roberta", "electra", "layoutlm", "deberta", "deberta-v2"} | {"opt", "blip-2"}
 NO_BLOCK |= {"bart", "mbart", "marian", "whisper"}
@@ -44,21 +49,19 @@ def model_of(kind: str) -> Any:
     fields = {} if kind in {"swin", "segformer"} else {k: v for k, v in SIZES.items() if k in known}
     if kind == "gpt_neo":
         fields["attention_types"] = [[["global"], 2]]
-    name = next((n for n in ("ForMaskedLM", "ForCausalLM") if kind not in SEQ2SEQ | VISION and _has(kind, n)), None)
-    name = name or ("ForImageClassification" if kind in VISION else "ForConditionalGeneration")
     with torch.device("meta"):
-        return _class(kind, name)(config_class(**fields))
+        return class_of(kind)(config_class(**fields))
 
 
-def _class(kind: str, head: str) -> Any:
+def class_of(kind: str) -> Any:
+    """The family's model with a head."""
     prefix = CONFIG_MAPPING[kind].__name__.removesuffix("Config").removesuffix("Text")
-    found = getattr(transformers, prefix + head, None)
-    return found or {"marian": transformers.MarianMTModel}.get(kind) or getattr(transformers, prefix + "Model", None)
-
-
-def _has(kind: str, head: str) -> bool:
-    prefix = CONFIG_MAPPING[kind].__name__.removesuffix("Config").removesuffix("Text")
-    return hasattr(transformers, prefix + head)
+    irregular = {"marian": "MarianMTModel", "clip_text_model": "CLIPTextModel", "clip_vision_model": "CLIPVisionModel"}
+    regular = [prefix + head for head in ("ForMaskedLM", "ForCausalLM", "LMHeadModel")]
+    if kind in SEQ2SEQ | VISION:
+        regular = [prefix + head for head in ("ForConditionalGeneration", "ForImageClassification")]
+    found = [getattr(transformers, name) for name in [irregular.get(kind, ""), *regular] if hasattr(transformers, name)]
+    return found[0]
 
 
 def placed(model: Any, config: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -88,7 +91,7 @@ def test_a_family(kind: str) -> None:
             if path in after and kind not in {"gptj", "codegen", "mpt", "bloom", "falcon"}:
                 assert at.in_features == INNER, path
     if kind in NO_BLOCK:
-        with pytest.raises(ConfigError, match="The feed-forward block of .* is no module of its own"):
+        with pytest.raises(ConfigError, match=r"The feed-forward block of .* is no module of its own"):
             list(placed(model, BottleneckConfig(style="parallel")))
     else:
         beside = {path for path, *_ in placed(model, BottleneckConfig(style="parallel"))}

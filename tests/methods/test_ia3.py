@@ -43,7 +43,7 @@ def test_groups_of_a_convolution_have_their_own_part_of_l(inner: bool) -> None:
     conv = made(lambda: nn.Conv2d(6, 4, 3, groups=2), dtype=torch.float64)
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
     config = IA3Config(target_modules=["0"], feedforward_modules=["0"] if inner else [])
-    view = scramble(get_peft_model(nn.Sequential(conv), config), 1.0)
+    view = scramble(get_peft_model(nn.Sequential(conv), config), 1.0).eval()
     scale = l_of(view, "0").view(1, -1, 1, 1)
     if inner:
         expected = F.conv2d(x * scale, conv.weight, conv.bias, groups=2)
@@ -86,10 +86,10 @@ def inner_of(view: Any) -> set[str]:
         ({"target_modules": ["o_proj", "up_proj"], "feedforward_modules": ["o_proj"]}, ["o_proj"], ["o_proj"]),
         ({"target_modules": "all-linear"}, ["down_proj"], ["down_proj"]),
         ({"target_modules": "all-linear", "feedforward_modules": ".*(up|gate)_proj"}, ["up_proj", "gate_proj"], None),
-        ({"target_modules": r".*\.mlp\..*", "feedforward_modules": ["down_proj"]}, ["down_proj"], ["down_proj"]),
+        ({"target_modules": r".*\.mlp\..*_proj", "feedforward_modules": ["down_proj"]}, ["down_proj"], ["down_proj"]),
         # in mid-word, as peft has it
         ({"target_modules": ["v_proj", "k_proj"], "feedforward_modules": ["v_proj"]}, ["v_proj"], ["v_proj"]),
-        ({"target_modules": r".*\.mlp\..*", "feedforward_modules": ["p_proj"]}, ["up_proj"], ["p_proj"]),
+        ({"target_modules": r".*\.mlp\..*_proj", "feedforward_modules": ["p_proj"]}, ["up_proj"], ["p_proj"]),
     ],
     ids=str,
 )
@@ -141,8 +141,10 @@ def test_feedforward_modules_are_among_the_targets() -> None:
         TargetError, match=r"'down' means none of the modules that are targeted \(model.layers.0.self_attn"
     ):
         get_peft_model(llama(), config)
-    with pytest.raises(TargetError, match=r"feedforward_modules='x\+': 'x\+' means none of the modules"):
+    with pytest.raises(TargetError, match=r"feedforward_modules: 'x\+' means none of the modules"):
         get_peft_model(llama(), IA3Config(feedforward_modules="x+"))
+    with pytest.raises(TargetError, match=r"feedforward_modules='x\[' is not allowed: expected a regular expression"):
+        get_peft_model(llama(), IA3Config(feedforward_modules="x["))
 
 
 def test_a_model_without_a_default_has_to_be_told() -> None:

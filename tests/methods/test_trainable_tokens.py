@@ -49,6 +49,8 @@ def test_a_tied_head_has_the_same_rows_after_loading(tmp_path: Path) -> None:
 def test_both_ends_named_share_their_rows_too() -> None:
     view = view_of(llama(tie_word_embeddings=True), target_modules=["embed_tokens", "lm_head"])
     assert view.model.embed_tokens.adapters["default"].rows is view.lm_head.adapters["default"].rows
+    alone = view_of(llama(tie_word_embeddings=True), target_modules=["lm_head"])
+    assert list(alone._inlay.hosts) == ["lm_head"]
     apart = view_of(llama(), target_modules=["embed_tokens", "lm_head"])
     assert apart.model.embed_tokens.adapters["default"].rows is not apart.lm_head.adapters["default"].rows
 

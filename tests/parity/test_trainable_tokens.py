@@ -42,6 +42,7 @@ def test_numbers(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
         ("gpt2", {}),
         ("gpt2", {"target_modules": ["wpe"], "token_indices": [1, 0]}),
         ("bart", {}),
+        ("t5", {}),
         ("gemma3", {}),
     ],
     ids=str,

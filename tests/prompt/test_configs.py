@@ -66,6 +66,10 @@ def test_wrong_fields_are_named() -> None:
         PromptEncoderConfig(encoder_num_layers=3)
     with pytest.raises(ConfigError, match="num_virtual_tokens=None is not allowed"):
         get_peft_model(model_of("GPT2", "ForCausalLM"), PromptTuningConfig())
+    with pytest.raises(ConfigError, match="token_dim=8 is not allowed: expected 16, the model's, or None"):
+        get_peft_model(model_of("GPT2", "ForCausalLM"), PromptTuningConfig(**SPACE, token_dim=8))
+    with pytest.raises(ConfigError, match="num_layers=3 is not allowed: expected 2, the model's, or None"):
+        get_peft_model(model_of("GPT2", "ForCausalLM"), PrefixTuningConfig(**SPACE, num_layers=3))
     with pytest.raises(ConfigError, match="expected a multiple of 3 heads"):
         get_peft_model(model_of("GPT2", "ForCausalLM"), PrefixTuningConfig(**SPACE, num_attention_heads=3))
 

@@ -51,11 +51,10 @@ class Adapted(Composite):
             active.check()
         if active.disabled:
             return self._composed(())(*args, **kwargs)
-        rows = active.rows
-        if rows is None:
+        if active.rows is None:
             return self._composed(active.names)(*args, **kwargs)
-        if not any(name in self.adapters for name in rows):  # e.g. an attention, whose mask is not split with the rows
-            return self._composed(())(*args, **kwargs)
+        # where none of the names has an adapter nothing is split, as e.g. an attention's mask and cache would not be
+        rows = tuple([name if name in self.adapters else BASE for name in active.rows])
         if args:
             return self._forward_rows(rows, *args, **kwargs)
         if len(set(rows)) > 1:

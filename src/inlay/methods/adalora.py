@@ -142,7 +142,7 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
         pattern = self.rank_pattern or {}
         for path, kept in pattern.items() if isinstance(pattern, dict) else [("", None)]:
             wrong = not isinstance(kept, list) or len(kept) != self.init_r
-            if wrong or not isinstance(path, str) or not all(isinstance(k, bool) for k in kept):  # type: ignore[union-attr]
+            if wrong or not isinstance(path, str) or not all(isinstance(k, bool) for k in kept):
                 raise ConfigError.of(
                     "rank_pattern",
                     pattern,
@@ -191,9 +191,10 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
                 a.observe(self.beta1, self.beta2)
         if step <= total - self.tfinal:
             self._allocate(own, step)
-        elif self.rank_pattern is not None:
+        else:
             for path, a in own.items():
-                a.keep(self.rank_pattern[f"{path}.lora_E"])
+                if (kept := self.kept(path)) is not None:
+                    a.keep(kept)
 
     def _allocate(self, own: Mapping[str, AdaLora], step: int) -> None:
         start, target = self.init_r * len(own), self.target_r * len(own)
@@ -288,7 +289,7 @@ class AdaLora(Factored):
         kept = None if self.closed else self.config.kept(self.path)
         if kept is None:
             return {"lora_A": a, "lora_B": b, "lora_E": e}
-        rows = torch.tensor(kept, device=a.device)
+        rows = [i for i, row in enumerate(kept) if row]
         return {"lora_A": a[rows], "lora_B": b[:, rows], "lora_E": e[rows]}
 
     def training_state(self) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ class BottleneckConfig(AdapterConfig, peft_type="BOTTLENECK"):
                     "style",
                     self.style,
                     "'houlsby' or 'pfeiffer' for this model",
-                    f"The feed-forward block of {model_type} is no module of its own, which an adapter could go beside.",
+                    f"The feed-forward block of {model_type} is no module of its own, that one could go beside.",
                 )
             return rf"(.*\.)?({block})"
         return rf"(.*\.)?({output})" if self.style == "pfeiffer" else rf"(.*\.)?({attention}|{output})"

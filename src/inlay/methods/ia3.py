@@ -96,10 +96,13 @@ class IA3Config(AdapterConfig, peft_type="IA3"):
         try:
             return set(meant_by(given, "feedforward_modules", targets, aliases, str.endswith)[0])
         except TargetError as error:
+            if not isinstance(error.value, list):  # no regular expression at all
+                raise
+            shown = ", ".join(targets[:8]) + (", ..." if len(targets) > 8 else "")
             raise TargetError(
-                f"feedforward_modules={given!r}: {error.value!r} means none of the modules that are targeted "
-                f"({', '.join(list(targets)[:8])}{', ...' if len(targets) > 8 else ''}). It says which of the targets "
-                "have their input scaled; take it out, or target such modules too.",
+                f"feedforward_modules: {', '.join(map(repr, error.value))} means none of the modules that are targeted "
+                f"({shown}). It says which of the targets have their input scaled: take it out, or target such modules "
+                "too.",
                 "feedforward_modules",
                 error.value,
             ) from None

@@ -118,7 +118,8 @@ class Rotation(Adapter):
             with torch.no_grad():
                 self.R.copy_(inside)
             return self.R
-        return inside + (self.R - own)
+        moved: Tensor = inside + (self.R - own)
+        return moved
 
     def rotations(self, dtype: torch.dtype) -> Tensor:
         """The R_i: (n, b, b), or (1, b, b) if they are one, in `dtype`, computed in at least float32."""
@@ -142,7 +143,8 @@ class Rotation(Adapter):
             if self.training and self.dropout:
                 kept = torch.rand(self.blocks, 1, 1, device=r.device) >= self.dropout
                 r = torch.where(kept, r, one)
-        return r.to(dtype)
+        rotations: Tensor = r.to(dtype)
+        return rotations
 
     def turned(self, v: Tensor, back: bool = False) -> Tensor:
         """v R, or v R^T if `back`.   v: (..., in)"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_indices
 from inlay.config import AdapterConfig
-from inlay.core.host import Site
+from inlay.core.host import Site, kind_of
 from inlay.errors import ConfigError
 from inlay.methods.tokens import TokenRows
 from inlay.registry import adapter
@@ -18,7 +19,7 @@ from inlay.registry import adapter
 
 @dataclass
 class TrainableTokensConfig(AdapterConfig, peft_type="TRAINABLE_TOKENS"):
-    r"""W'[i_k] = T[k], W'[j] = W[j] elsewhere, in an embedding and in the output head that is tied to it.
+    r"""W'[i_k] = T[k], W'[j] = W[j] elsewhere, in an embedding and in whatever is tied to it, an output head mostly.
 
     W: (num, dim)   i: (n,) token indices   T: (n, dim)
 
@@ -48,13 +49,15 @@ class TrainableTokensConfig(AdapterConfig, peft_type="TRAINABLE_TOKENS"):
 
     def targets_in(self, modules: Mapping[str, Any], model_type: str | None) -> Sequence[str] | str | None:
         get = getattr(modules[""], "get_input_embeddings", None)
-        embedding = get() if get is not None else None
+        embedding = None
+        with contextlib.suppress(NotImplementedError):  # of models that have none, or several
+            embedding = get() if get is not None else None
         return [path for path, module in modules.items() if module is embedding] or None
 
     def companions(
         self, modules: Mapping[str, Any], targets: Sequence[str]
     ) -> Iterable[tuple[str, Callable[..., Any]]]:
-        owners = [modules[path].weight for path in targets]
+        owners = [modules[path].weight for path in targets if kind_of(modules[path]) == "embedding"]
         for path, module in modules.items():
             weight = module._parameters.get("weight")
             if path not in targets and any(weight is own for own in owners):
@@ -69,8 +72,8 @@ class TrainableTokensConfig(AdapterConfig, peft_type="TRAINABLE_TOKENS"):
 class TrainableTokens(TokenRows):
     r"""W' = W but for the rows W'[i_k] = T[k].   W: (num, dim)   i: (n,)   T: (n, dim), starts as W[i]
 
-    On a linear layer, an output head, the rows are those of its weight. Layers whose weight is tied share one T, which
-    is written for each of them, as peft does.
+    On a linear layer, an output head, the rows are those of its weight. Layers on one weight share one T, which is
+    written for each of them, as peft does; a head that is targeted alone leaves the embedding as it is.
     """
 
     field = "token_indices"

@@ -194,8 +194,8 @@ class AdaptionPrompt(Adapter):
         if self.projects:
             out: Any = getattr(host, self.out)
             u, z = z, out(z)
-            if out.bias is not None:  # whatever the layer is, its value at 0 is its bias
-                z = z - out(torch.zeros_like(u[:1, :1]))
+            if getattr(out, "bias", None) is not None:  # whatever the layer is, its value at 0 is its bias
+                z = z - out(torch.zeros_like(u[:, :1]))
         return (y + z.to(y.dtype), *rest)
 
     def attended(self, host: Any, x: Tensor, given: Mapping[str, Any]) -> Tensor:

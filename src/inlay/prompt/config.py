@@ -59,8 +59,9 @@ class PromptLearningConfig(PeftConfig):
         self, modules: Mapping[str, Any], targets: Sequence[str]
     ) -> Iterable[tuple[str, Callable[..., Any]]]:
         check_size("num_virtual_tokens", self.num_virtual_tokens)
+        places = list(self.places(modules[""]))  # first: a model without a place for tokens may have no sizes either
         self.measure(modules[""])
-        for host, make in self.places(modules[""]):
+        for host, make in places:
             # a view may answer with another object over the same attributes (`core.skeleton.plain_view`)
             path = next((p for p, m in modules.items() if m.__dict__ is host.__dict__), None)
             if path is None:
@@ -80,19 +81,26 @@ class PromptLearningConfig(PeftConfig):
                 setattr(self, name, sizes[name])
             check_size(name, getattr(self, name))
 
+    def take(self, name: str, size: int | None) -> None:
+        """Sets field `name` to the model's size if it is None. Raises ConfigError if it is another."""
+        if getattr(self, name) is None:
+            setattr(self, name, size)
+        if size is not None and getattr(self, name) != size:
+            raise ConfigError.of(name, getattr(self, name), f"{size}, the model's, or None")
+
     def places(self, model: Any) -> Iterable[tuple[Any, Callable[..., Any]]]:
         """Where the virtual tokens go in: (module, factory of adapters). Raises TargetError if nowhere."""
         from inlay.prompt.tokens import PromptedMask, check_embeds
 
         make: Any = registry.adapter_for(self, "prompt")
         if is_encoder_decoder(model):
-            check_embeds(model.get_encoder(), self)
+            self.take("token_dim", check_embeds(model.get_encoder(), self))
             yield model.get_encoder(), functools.partial(make, keeps=True)
             yield model.get_decoder(), PromptedMask
         else:
             keeps = self.task_type == TaskType.CAUSAL_LM
             host = model if keeps else backbone(model)
-            check_embeds(host, self)
+            self.take("token_dim", check_embeds(host, self))
             yield host, functools.partial(make, keeps=keeps)
 
 
@@ -112,9 +120,12 @@ def is_encoder_decoder(model: Any) -> bool:
 
 def backbone(model: Any) -> Any:
     """The part of a transformers model that maps tokens to hidden states, which every head calls."""
-    if hasattr(model, "get_decoder"):
-        return model.get_decoder()
-    return getattr(model, getattr(model, "base_model_prefix", "") or "", model)
+    if not hasattr(model, "get_decoder"):
+        return getattr(model, getattr(model, "base_model_prefix", "") or "", model)
+    inner = model.get_decoder()
+    if inner.__dict__ is model.__dict__ or not hasattr(inner, "get_decoder"):
+        return inner
+    return backbone(inner)  # BLIP-2 answers with its language model, head and all
 
 
 def dimensions(model: Any) -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inlay.checks import check_choice, check_int, check_number
+from inlay.checks import check_choice, check_number
 from inlay.core.host import Site
 from inlay.errors import InlayWarning
 from inlay.prompt.config import PromptLearningConfig, check_size
@@ -56,7 +56,7 @@ class PromptEncoderConfig(PromptLearningConfig, peft_type="P_TUNING"):
         check_choice("encoder_reparameterization_type", getattr(kind, "value", kind), names)
         self.encoder_reparameterization_type = PromptEncoderReparameterizationType(kind)
         check_size("encoder_hidden_size", self.encoder_hidden_size, optional=True)
-        check_int("encoder_num_layers", self.encoder_num_layers, 1)
+        check_size("encoder_num_layers", self.encoder_num_layers)
         check_number("encoder_dropout", self.encoder_dropout, 0.0, 1.0)
         if kind == "MLP" and self.encoder_num_layers != 2:
             warnings.warn("encoder_num_layers is for the LSTM: the MLP has three.", InlayWarning, stacklevel=3)

@@ -63,8 +63,8 @@ class PrefixTuningConfig(PromptLearningConfig, peft_type="PREFIX_TUNING"):
         heads, dim = sizes["key_heads"], sizes["head_dim"]
         if self.num_attention_heads is None:
             self.num_attention_heads = heads
-        if self.token_dim is None and heads and dim:
-            self.token_dim = heads * dim
+        self.take("token_dim", heads * dim if heads and dim else None)
+        self.take("num_layers", sizes["num_layers"])
         super().measure(model)
         if self.token_dim % self.num_attention_heads:  # type: ignore[operator]
             raise ConfigError.of("token_dim", self.token_dim, f"a multiple of {self.num_attention_heads} heads")
@@ -92,7 +92,7 @@ class Prefix(Prompted):
 
     def __init__(self, config: PrefixTuningConfig, site: Site, model: Any):
         super().__init__(config, site)
-        self.fill = getattr(registry.glue_for(model), "fill_cache", None)
+        self.fill: Any = getattr(registry.glue_for(model), "fill_cache", None)
         if self.fill is None:
             raise TargetError(f"Prefix tuning needs a model of transformers, got a {type(model).__name__}.")
         d, layers = int(config.token_dim or 0), int(config.num_layers or 0)
@@ -122,7 +122,7 @@ class Prefix(Prompted):
         made: Tensor = self.embedding if self.projection is None else self.projection(self.embedding)
         return made
 
-    def forward(self, base: Callable[..., Any], *args: Any, host: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, base: Callable[..., Any], *args: Any, host: Any, **kwargs: Any) -> Any:
         call = self.named(args, kwargs)
         layout = Layout(self.count, call.get("attention_mask"), moves=False)
         cache, positions = call.get("past_key_values"), call.get("position_ids")

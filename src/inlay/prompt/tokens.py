@@ -115,16 +115,18 @@ def cached_length(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def check_embeds(host: Any, config: PromptLearningConfig) -> None:
-    """Raises TargetError unless `host` takes embeddings in the place of tokens."""
+def check_embeds(host: Any, config: PromptLearningConfig) -> int:
+    """The size of the embeddings that `host` takes in the place of tokens. Raises TargetError if it takes none."""
     get = getattr(host, "get_input_embeddings", None)
-    if get is None or "inputs_embeds" not in call_names(host) or not isinstance(get(), nn.Embedding):
+    table = get() if get is not None and "inputs_embeds" in call_names(host) else None
+    if not isinstance(table, nn.Embedding):
         raise TargetError(
             f"{original_class(host).__name__} has no token embeddings that virtual tokens could be put before: "
             f"{config.peft_type} is for models of text. Use a method that sits in layers, such as LoRA.",
             "peft_type",
             str(config.peft_type),
         )
+    return table.embedding_dim
 
 
 def _taken(outputs: Any, layout: Layout) -> Any:

@@ -99,6 +99,15 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         check_number("lora_alpha", self.lora_alpha)
         check_number("lora_dropout", self.lora_dropout, 0.0, 1.0)
         check_choice("bias", self.bias, BIASES)
+        if self.init_lora_weights == "loftq":
+            raise ConfigError.of(
+                "init_lora_weights",
+                "loftq",
+                "another start",
+                "LoftQ puts a quantised weight in place of the base's, which views share: make a view of a quantised "
+                "base and call replace_lora_weights_loftq; for a file of peft's, load that base and pass a config with "
+                "init_lora_weights=True and loftq_config={}.",
+            )
         if not is_anchored(self.init_lora_weights):
             check_choice("init_lora_weights", self.init_lora_weights, INITS)
         for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):

@@ -54,7 +54,7 @@ class LowRank(Adapter):
         if not (self.anchors and config.anchored):
             return
         weight: Any = unmerged_parameters(site.module).get("weight")
-        check_readable(self.init, site.path, weight)
+        check_readable(f"init_lora_weights={self.init!r}", site.path, weight)
         with torch.no_grad():
             wide = canonical(site.module, weight)
             wide = wide if wide.dtype == torch.float64 else wide.float()
@@ -157,10 +157,11 @@ class LowRank(Adapter):
         return self.joined(self.A, torch.zeros_like(self.A), self.B, torch.zeros_like(self.B))
 
     def training_state(self) -> dict[str, Tensor]:
-        if not self.plain_form or self.A0 is None or self.B0 is None:
+        if not self.plain_form:
             return {}
-        rest = {k: t for k, t in self.tensors().items() if k not in (self.a_key, self.b_key)}
-        return {self.a_key: self.A, self.b_key: self.B, "anchor_A": self.A0, "anchor_B": self.B0, **rest}
+        anchor = {"anchor_A": self.A0, "anchor_B": self.B0}
+        own = {**self.tensors(), self.a_key: self.A, self.b_key: self.B, **anchor}
+        return {key: tensor for key, tensor in own.items() if tensor is not None}
 
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
         return [] if self.b is None else [host.bias]  # type: ignore[list-item]

@@ -40,15 +40,13 @@ def is_anchored(init: object) -> bool:
     return isinstance(init, str) and (init in ("olora", *FROM_DATA) or pissa_iterations(init) is not None)
 
 
-def check_readable(init: object, path: str, weight: Tensor | None) -> None:
-    """Raises ConfigError unless `weight`, of the host at `path`, can be decomposed."""
+def check_readable(what: str, path: str, weight: Tensor | None) -> None:
+    """Raises ConfigError unless `weight`, of the host at `path`, holds the numbers that `what` has to read."""
     if weight is None or weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         state = "computed" if weight is None else "not in memory" if weight.is_meta else f"quantised ({weight.dtype})"
         raise ConfigError(
-            f"init_lora_weights={init!r} decomposes the weight of {path!r}, which is {state}: load the base whole, in "
-            "a floating-point dtype.",
-            "init_lora_weights",
-            init,
+            f"{what} reads the weight of {path!r}, which is {state}: load the base whole, in a floating-point dtype.",
+            what.partition("=")[0],
         )
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
@@ -27,8 +26,8 @@ from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import plan
 from inlay.errors import ConfigError, StateError
 from inlay.methods.lora.inits.part import Part
-from inlay.methods.lora.inits.pissa import low_rank_svd
 from inlay.methods.lora.inits.targets import linear_targets
+from inlay.methods.lora.inits.variance import Variance
 
 _PASSES = 100  # over the data, before it counts as not settling
 
@@ -80,42 +79,6 @@ def of_tokens(layer_input: Any, tokens: Any, layer_name: str) -> Tensor:
     return x[tokens.T.unbind()]
 
 
-class _Variance:
-    """The k directions in which rows vary most, kept up to date batch by batch."""
-
-    def __init__(self, k: int):
-        self.k, self.n, self.total = k, 0, 0.0
-        self.s: Tensor | None = None
-        self.v: Tensor
-        self.mean: Tensor
-        self.settled = torch.zeros(k, dtype=torch.bool)
-
-    def add(self, x: Tensor, tau: float) -> None:
-        """Takes in rows x: (n, in); too few to tell k directions apart are left out."""
-        if len(x) < self.k:
-            return
-        x = x.float()
-        mean = x.mean(0)
-        rows = [x - mean]
-        self.total += float(rows[0].square().sum(dtype=torch.float64))
-        before = None
-        if self.s is not None:
-            shift = (self.n * len(x) / (self.n + len(x))) ** 0.5 * (self.mean - mean)
-            self.total += float(shift.square().sum(dtype=torch.float64))
-            rows = [self.s[:, None] * self.v, *rows, shift[None]]
-            before, mean = self.v, (self.n * self.mean + len(x) * mean) / (self.n + len(x))
-        _, s, v = low_rank_svd(torch.cat(rows), min(2 * self.k, x.shape[1], sum(map(len, rows))), 4)
-        self.n, self.mean, self.s, self.v = self.n + len(x), mean, s[: self.k], v[: self.k]
-        if before is not None:
-            self.settled = (F.cosine_similarity(before, self.v).abs() >= tau).cpu()
-
-    @property
-    def ratios(self) -> list[float]:
-        """The share of each direction in all the variance."""
-        found = self.s
-        return [] if found is None else (found.double().square() / max(self.total, 1e-30)).tolist()
-
-
 @torch.no_grad()
 def get_eva_state_dict(
     model: nn.Module,
@@ -165,7 +128,7 @@ def get_eva_state_dict(
         leader = _leaders(targets, lambda: forward_fn(model, _to(first, device)))
         for path, other in leader.items():
             most[other] = max(most[other], most[path])
-        found = {path: _Variance(most[path]) for path in dict.fromkeys(leader.values())}
+        found = {path: Variance(most[path]) for path in dict.fromkeys(leader.values())}
         ranks = {path: most[leader[path]] for path in targets}
         for step, batch in enumerate(_again(dataloader)):
             unsettled = [p for p, v in found.items() if not bool(v.settled[: ranks[p]].all())]
@@ -254,7 +217,7 @@ def initialize_lora_eva_weights(
     return model
 
 
-def _deal(found: Mapping[str, _Variance], leader: Mapping[str, str], most: Mapping[str, int], budget: int) -> Any:
+def _deal(found: Mapping[str, Variance], leader: Mapping[str, str], most: Mapping[str, int], budget: int) -> Any:
     """path -> rank. Of layers with one input, that which stands for all has the most."""
     shares = [(ratio, path) for path, other in leader.items() for ratio in found[other].ratios[: most[path]]]
     shares.sort(key=lambda share: -share[0])

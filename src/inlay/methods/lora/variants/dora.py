@@ -8,7 +8,7 @@ making B A, let alone a product with an identity matrix:
     n^2 = ||W||^2 + 2 s <W A^T, B> + s^2 <B (A A^T), B>      (sums over each row; W A^T: (out, r), A A^T: (r, r))
 
 in float32 at least. With y the output that LoRA gives, W x + s B A x + b, DoRA's is y + (m / n - 1) (y - b): backward
-goes through y alone, and in 16 bits a length that changed by less than their precision still shows.
+goes through y alone, and where 16 bits are coarse, near 1, they are not asked for m / n.
 
 W is read for n in every forward pass. The base's weight is shared, and may change under a view without notice
 (`load_state_dict`, `.data`), so ||W|| is not remembered; to generate much text, merge.
@@ -29,6 +29,7 @@ from inlay.core.host import Site, canonical
 from inlay.methods.lora.config import LoraConfig
 from inlay.methods.lora.conv import CONVS, LoraConv
 from inlay.methods.lora.embedding import LoraEmbedding
+from inlay.methods.lora.inits import check_readable
 from inlay.methods.lora.linear import LoraLinear
 from inlay.methods.lora.lowrank import LowRank
 from inlay.registry import adapter
@@ -43,6 +44,14 @@ class Dora(LowRank):
 
     m: nn.Parameter
     outputs = 0  # dimension of the canonical weight that counts the outputs
+
+    def __init__(self, config: LoraConfig, site: Site):
+        super().__init__(config, site)
+        weight = site.module._parameters.get("weight")
+        if weight is None or not weight.is_meta:  # one that is not in memory has its m loaded, not found from it
+            check_readable("use_dora=True", site.path, weight)
+        spread = [1] * (self.A.dim() - 2)
+        self.m = self.parameter(site, *([1, site.out_features, *spread] if spread else [site.out_features]))
 
     def reset(self, host: Any) -> None:
         super().reset(host)
@@ -98,10 +107,6 @@ class DoraLinear(Dora, LoraLinear):
     x: (..., in)   W: (out, in)   A: (r, in)   B: (out, r)   m, n: (out,)
     """
 
-    def __init__(self, config: LoraConfig, site: Site):
-        super().__init__(config, site)
-        self.m = self.parameter(site, site.out_features)
-
 
 @adapter(LoraConfig, "embedding", variant="dora")
 class DoraEmbedding(Dora, LoraEmbedding):
@@ -112,10 +117,6 @@ class DoraEmbedding(Dora, LoraEmbedding):
 
     outputs = 1
 
-    def __init__(self, config: LoraConfig, site: Site):
-        super().__init__(config, site)
-        self.m = self.parameter(site, site.out_features)
-
 
 @adapter(LoraConfig, *CONVS, variant="dora")
 class DoraConv(Dora, LoraConv):
@@ -123,7 +124,3 @@ class DoraConv(Dora, LoraConv):
 
     W: (out, in/g, *k)   A: (r, in/g, *k)   B: (out, r/g, 1...)   m, n: (1, out, 1...)
     """
-
-    def __init__(self, config: LoraConfig, site: Site):
-        super().__init__(config, site)
-        self.m = self.parameter(site, 1, site.out_features, *[1] * (self.A.dim() - 2))
