@@ -1,37 +1,40 @@
-"""The method that CONTRIBUTING.md adds in one file works as it stands there."""
+"""The walk through a method in CONTRIBUTING.md shows the code as it is."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import inlay
+
 ROOT = Path(__file__).parent.parent
-
-USE = """
-import torch
-from torch import nn
-from inlay import get_peft_model
-torch.manual_seed(0)
-base = nn.Sequential(nn.Linear(4, 3))
-view = get_peft_model(base, RowScaleConfig(target_modules=["0"]))
-x = torch.randn(5, 4)
-assert torch.equal(view(x), base(x))
-with torch.no_grad():
-    view[0].adapters["default"].g.uniform_()
-torch.testing.assert_close(view(x), base(x) * (1 + view[0].adapters["default"].g))
-torch.testing.assert_close(view.merge_and_unload()(x), view(x))
-print("works")
-"""
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+METHOD = (ROOT / "src/inlay/methods/hra.py").read_text(encoding="utf-8")
 
 
-def test_method_of_the_guide_works(tmp_path: Path) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    block = re.search(r"\n    # src/inlay/methods/rowscale.py\n(.*?)\n\nWhat else", text, re.S)
-    assert block is not None
-    code = "\n".join(line[4:] for line in block.group(1).splitlines())
-    script = tmp_path / "rowscale.py"
-    script.write_text(code + USE, encoding="utf-8")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.stdout == "works\n", done.stderr
+def walk() -> str:
+    """The part about adding a method."""
+    return TEXT[TEXT.index("## Add a method in one file") : TEXT.index("## Rules of the house")]
+
+
+def test_the_code_shown_is_the_methods() -> None:
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", walk(), re.M)
+    shown = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    own = [line.strip() for line in METHOD.splitlines()]
+    assert len(shown) > 10
+    assert [line for line in shown if line not in own] == []
+
+
+def test_every_place_that_is_named_has_what_it_is_said_to_have() -> None:
+    named = dict.fromkeys(re.findall(r"`((?:src|tests|docs)/[\w/.]+)`", walk()))
+    assert len(named) >= 6
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    places = {
+        "src/inlay/methods/__init__.py": r'`("inlay.methods.hra".*)`',
+        "tests/contract/cases.py": r'`("plain".*)`',
+    }
+    for path, pattern in places.items():
+        line = re.search(pattern, walk())
+        assert line is not None and line.group(1) in (ROOT / path).read_text(encoding="utf-8")
+    assert "HRA" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert inlay.HRAConfig().peft_type == "HRA"

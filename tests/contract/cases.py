@@ -25,8 +25,12 @@ from inlay import (
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    MultitaskPromptTuningConfig,
     OFTConfig,
     PolyConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
     RandLoraConfig,
     TrainableTokensConfig,
     VBLoRAConfig,
@@ -138,7 +142,11 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
 # Methods that cannot sit in `Net` (they need a transformer around them), and the test that has them on real ones.
 ELSEWHERE: dict[type[PeftConfig], str] = {
     AdaptionPromptConfig: "tests/prompt/test_adaption_prompt.py",
+    MultitaskPromptTuningConfig: "tests/prompt/test_configs.py",
     PolyConfig: "tests/methods/test_poly.py",  # every call needs task_ids
+    PrefixTuningConfig: "tests/prompt/models.py",
+    PromptEncoderConfig: "tests/prompt/models.py",
+    PromptTuningConfig: "tests/prompt/models.py",
 }
 
 

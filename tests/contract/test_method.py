@@ -141,4 +141,4 @@ def test_a_config_survives_its_file(make: Make) -> None:
 def test_the_docstring_states_formula_and_shapes(adapter: type[Adapter]) -> None:
     text = vars(adapter).get("__doc__") or ""  # its own, not an inherited one
     assert re.search(r"(W'|y) = .*W", text), "the formula, W' = ..."
-    assert re.search(r"\b[A-Z]: \([^)]*\)", text), "the shapes, W: (out, in)"
+    assert re.search(r"\b[A-Za-z]: \([^)]*\)", text), "the shapes, W: (out, in)"

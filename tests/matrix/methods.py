@@ -14,6 +14,7 @@ _PROMPT = {"num_virtual_tokens": 3}
 FIELDS: dict[str, dict[str, Any]] = {
     "AdaLoraConfig": {"total_step": 10},
     "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": LAYERS},
+    "C3AConfig": {"block_size": 16},
     "FourierFTConfig": {"n_frequency": 100},
     "MissConfig": {"r": 8},
     "MultitaskPromptTuningConfig": {**_PROMPT, "num_tasks": 2},
@@ -98,6 +99,12 @@ REASONS: list[Reason] = [
         lambda m: (
             m.family in {"llama", "mistral", "qwen3"} or (m.family in {"t5", "mt5"} and m.task != "SEQ_CLS")
         ),
+    ),
+    Reason(
+        "The targets also project the relative positions, which belong to no row of the batch and so to no task.",
+        "task_ids: .* does not fit a batch of 1 rows",
+        ("PolyConfig",),
+        lambda m: m.family == "deberta-v2",
     ),
     Reason(
         "The default targets include the head's projection to the labels, whose number no `vector_length` divides.",

@@ -88,9 +88,12 @@ class C3A(Additive):
         k = self.K.to(torch.promote_types(self.K.dtype, dtype))
         steps = torch.arange(k.shape[2], device=k.device)
         blocks = k[:, :, (steps[None] - steps[:, None]) % len(steps)]  # (out / b, in / b, b, b)
-        return blocks.transpose(1, 2).reshape(self.shape) / self.shape[1]
+        change: Tensor = blocks.transpose(1, 2).reshape(self.shape) / self.shape[1]
+        return change
 
     def added(self, x: Tensor, host: nn.Module) -> Tensor:
+        if x.numel() == 0:  # which FFT libraries refuse
+            return super().added(x, host)
         wide = torch.promote_types(torch.promote_types(x.dtype, self.K.dtype), torch.float32)  # what FFTs come in
         n, b = self.K.shape[1:]
         seen = torch.fft.rfft(x.to(wide).reshape(*x.shape[:-1], n, b))

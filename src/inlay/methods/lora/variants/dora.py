@@ -48,7 +48,7 @@ class Dora(LowRank):
     def __init__(self, config: LoraConfig, site: Site):
         super().__init__(config, site)
         weight = site.module._parameters.get("weight")
-        if weight is None or not weight.is_meta:  # one that is not in memory has its m loaded, not found from it
+        if weight is not None and not weight.is_meta:
             check_readable("use_dora=True", site.path, weight)
         spread = [1] * (self.A.dim() - 2)
         self.m = self.parameter(site, *([1, site.out_features, *spread] if spread else [site.out_features]))
