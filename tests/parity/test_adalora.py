@@ -174,3 +174,15 @@ def test_ranks_that_are_to_stay_stay() -> None:
         run(theirs, family, range(4), adam(theirs))
     run(mine, family, range(20), adam(mine))
     assert mine.peft_config["default"].rank_pattern is None
+
+
+@pytest.mark.parametrize(
+    ("method", "table"), [("AdaLoraConfig", "ADALORA"), ("VBLoRAConfig", "VBLORA"), ("VeraConfig", "VERA")]
+)
+def test_default_targets_are_peft_s(method: str, table: str) -> None:
+    config = getattr(inlay, method)(**{"total_step": 9} if method == "AdaLoraConfig" else {})
+    theirs = getattr(peft.utils.constants, f"TRANSFORMERS_MODELS_TO_{table}_TARGET_MODULES_MAPPING")
+    for model_type, names in theirs.items():
+        mine = config.default_targets(model_type)
+        assert mine is None or set(mine) == set(names), model_type
+    assert sum(config.default_targets(model_type) is not None for model_type in theirs) > len(theirs) - 8

@@ -15,18 +15,9 @@ from inlay.config import AdapterConfig
 from inlay.core.host import Site, is_transposed, kind_of
 from inlay.errors import ConfigError, InlayWarning, StateError
 from inlay.methods.factored import Factored, device_of
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import WIDER
 from inlay.registry import adapter
 
-# where it adapts more than the attention's query and value
-_WIDER = {
-    "t5": ["q", "k", "v", "o", "wi", "wo"],
-    "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
-    "bart opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-    "roberta": ["query", "key", "value", "dense"],
-    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
-}
-_TARGETS = {**ATTENTION, **{kind: names for kinds, names in _WIDER.items() for kind in kinds.split()}}
 _FACTORS = ("A", "B", "E")
 
 
@@ -154,7 +145,7 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
         return None if self.rank_pattern is None else self.rank_pattern.get(f"{path}.lora_E")
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return _TARGETS.get(model_type or "")
+        return ["query", "key", "value", "dense"] if model_type == "roberta" else WIDER.get(model_type or "")
 
     def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
         super().note(heads, hosts)

@@ -70,3 +70,13 @@ _IA3: list[tuple[str, list[str] | str, list[str] | str]] = [
 IA3: dict[str, tuple[list[str] | str, list[str] | str]] = {
     kind: (targets, feedforward) for kinds, targets, feedforward in _IA3 for kind in kinds.split()
 }
+
+# what AdaLoRA and VB-LoRA, which choose among the layers themselves, adapt where that is more
+_WIDER = [
+    ("t5", ["q", "k", "v", "o", "wi", "wo"]),
+    ("mt5", ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]),
+    ("bart opt", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]),
+    ("deberta-v2", ["query_proj", "key_proj", "value_proj", "dense"]),
+]
+
+WIDER: dict[str, list[str]] = {**ATTENTION, **{kind: names for kinds, names in _WIDER for kind in kinds.split()}}

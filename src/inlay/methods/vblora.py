@@ -15,17 +15,8 @@ from inlay.config import AdapterConfig
 from inlay.core.host import Site, is_transposed
 from inlay.errors import ConfigError
 from inlay.methods.factored import Factored, device_of
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import WIDER
 from inlay.registry import adapter
-
-# where it adapts more than the attention's query and value
-_WIDER = {
-    "t5": ["q", "k", "v", "o", "wi", "wo"],
-    "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
-    "bart opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
-}
-_TARGETS = {**ATTENTION, **{kind: names for kinds, names in _WIDER.items() for kind in kinds.split()}}
 
 _INDEX_DTYPES = ((2**8, torch.uint8), (2**15, torch.int16), (2**31, torch.int32))
 
@@ -77,7 +68,7 @@ class VBLoRAConfig(AdapterConfig, peft_type="VBLORA"):
         check_bool("fan_in_fan_out", self.fan_in_fan_out)
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return _TARGETS.get(model_type or "")
+        return WIDER.get(model_type or "")
 
     def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
         super().note(heads, hosts)
