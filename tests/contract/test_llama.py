@@ -125,3 +125,48 @@ def test_a_merged_model_takes_adapters_again() -> None:
     assert torch.equal(second(ids()).logits, y)
     scramble(second)
     assert torch.equal(merged(ids()).logits, y) and not torch.equal(second(ids()).logits, y)
+
+
+TARGETS = ["q_proj", "v_proj", "down_proj", "embed_tokens", "input_layernorm"]
+EVERY = pytest.mark.parametrize("make", methods())
+
+
+def language_view(make: Make, **kwargs: Any) -> Any:
+    """A Llama with the method in every kind of its layers that the method can sit in."""
+    base = llama(dtype=torch.float64)
+    own = adapters_of(make)
+    names = {"linear": TARGETS[:3], "embedding": TARGETS[3:4], "module": TARGETS[4:]}
+    if "linear" not in own and "module" in own and make(target_modules=["fc"]).peft_type == "BITFIT":
+        base = llama(dtype=torch.float64, attention_bias=True, mlp_bias=True)  # nothing else has a bias
+        names["module"] = TARGETS[:3]
+    targets = [name for kind, found in names.items() if kind in own for name in found]
+    if "linear" in own:
+        targets = [t for t in targets if t != "input_layernorm"]
+    return scramble(get_peft_model(base, make(target_modules=targets), **kwargs))
+
+
+@EVERY
+def test_padding_its_side_and_the_other_rows_change_nothing(make: Make) -> None:
+    view = language_view(make)
+    lengths, width = (6, 4), 8
+    alone = [view(ids(1, n) + 3 * i + 1).logits[0] for i, n in enumerate(lengths)]
+    for side in ("left", "right"):
+        x, mask = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.long)
+        for i, n in enumerate(lengths):
+            where = slice(width - n, width) if side == "left" else slice(0, n)
+            x[i, where], mask[i, where] = ids(1, n)[0] + 3 * i + 1, 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        y = view(input_ids=x, attention_mask=mask, position_ids=positions).logits
+        for i in range(2):
+            close(y[i][mask[i].bool()], alone[i], 1e-5, 1e-5)
+
+
+@EVERY
+def test_generation_is_the_same_with_and_without_a_cache(make: Make) -> None:
+    view = language_view(make)
+    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    x = ids(2, 5) + 1
+    made = view.generate(input_ids=x, attention_mask=torch.ones_like(x), **how)
+    assert torch.equal(made, view.generate(input_ids=x, attention_mask=torch.ones_like(x), use_cache=False, **how))
+    for i in range(2):
+        assert torch.equal(made[i : i + 1], view.generate(input_ids=x[i : i + 1], **how))

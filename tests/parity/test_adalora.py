@@ -184,5 +184,5 @@ def test_default_targets_are_peft_s(method: str, table: str) -> None:
     theirs = getattr(peft.utils.constants, f"TRANSFORMERS_MODELS_TO_{table}_TARGET_MODULES_MAPPING")
     for model_type, names in theirs.items():
         mine = config.default_targets(model_type)
-        assert mine is None or set(mine) == set(names), model_type
+        assert mine is None or isinstance(mine, str) or set(mine) == set(names), model_type
     assert sum(config.default_targets(model_type) is not None for model_type in theirs) > len(theirs) - 8

@@ -268,7 +268,9 @@ def _check_same(index: AdapterIndex, name: str, config: PeftConfig) -> None:
     """Raises ConfigError unless `config` describes the adapter `name` that is there."""
     own, new = (
         {k: v for k, v in c.to_dict().items() if k not in (*_NOT_STRUCTURE, *c.progress)}
-        | ({"init_lora_weights": c.anchor} if getattr(c, "anchor", None) else {})  # decides what A and B stand for
+        | (
+            {"init_lora_weights": anchor} if (anchor := getattr(c, "anchor", None)) else {}
+        )  # decides what A and B stand for
         for c in (index.configs[name], config)
     )
     names = ("target_modules", "modules_to_save")

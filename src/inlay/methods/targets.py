@@ -79,4 +79,4 @@ _WIDER = [
     ("deberta-v2", ["query_proj", "key_proj", "value_proj", "dense"]),
 ]
 
-WIDER: dict[str, list[str]] = {**ATTENTION, **{kind: names for kinds, names in _WIDER for kind in kinds.split()}}
+WIDER: dict[str, list[str] | str] = {**ATTENTION, **{kind: names for kinds, names in _WIDER for kind in kinds.split()}}
