@@ -94,7 +94,7 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
     IA3Config: {
         "output": lambda **kw: IA3Config(feedforward_modules=[], **kw),
         "input": lambda **kw: IA3Config(feedforward_modules=".*", **kw),
-        "both": lambda **kw: IA3Config(feedforward_modules="fc|conv1|lm_head|down_proj", **kw),
+        "both": lambda **kw: IA3Config(feedforward_modules=r"(.*\.)?(fc|conv1|lm_head|down_proj)", **kw),
     },
     LNTuningConfig: {"plain": lambda **kw: LNTuningConfig(**kw)},
     BitFitConfig: {"plain": lambda **kw: BitFitConfig(**kw)},

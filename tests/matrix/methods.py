@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,11 @@ FIELDS: dict[str, dict[str, Any]] = {
     "VBLoRAConfig": {"vector_length": 16},
 }
 """Config class -> what it has to be told, or is too large by default for models this small."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DoRA": ("LoraConfig", {"use_dora": True}),
+}
+"""Methods that are an option of another's config class: name -> (that class, fields)."""
 
 INPUTS: dict[str, dict[str, Any]] = {
     "MultitaskPromptTuningConfig": {"task_ids": [1, 0]},
@@ -83,7 +87,9 @@ REASONS: list[Reason] = [
         "A prefix is keys and values of past tokens, which this model takes none of.",
         "no past keys and values",
         ("PrefixTuningConfig",),
-        lambda m: m.family in {"deberta", "deberta-v2", "clip"} or m.family in {"t5", "mt5"} and m.task == "TOKEN_CLS",
+        lambda m: (
+            m.family in {"deberta", "deberta-v2", "clip"} or (m.family in {"t5", "mt5"} and m.task == "TOKEN_CLS")
+        ),
     ),
     Reason(
         "LLaMA-Adapter has to know how an architecture calls its attention; it knows this of the decoders named in its "
@@ -96,9 +102,7 @@ REASONS: list[Reason] = [
         "The model has no biases.",
         "has no bias",
         ("BitFitConfig",),
-        lambda m: (
-            m.family in {"llama", "mistral", "qwen3"} or (m.family in {"t5", "mt5"} and m.task != "SEQ_CLS")
-        ),
+        lambda m: m.family in {"llama", "mistral", "qwen3"} or (m.family in {"t5", "mt5"} and m.task != "SEQ_CLS"),
     ),
     Reason(
         "The targets also project the relative positions, which belong to no row of the batch and so to no task.",
@@ -117,14 +121,15 @@ REASONS: list[Reason] = [
 
 
 def methods() -> list[str]:
-    """The names of all registered config classes, as they stand in `inlay.methods.METHODS`."""
-    return [cls.__name__ for cls in config_classes().values()]
+    """The names of all registered config classes, as they stand in `inlay.methods.METHODS`, and the variants."""
+    return [*(cls.__name__ for cls in config_classes().values()), *VARIANTS]
 
 
 def config(method: str, model: Model) -> PeftConfig:
     """A method's config for a model: nothing but the task, and what `FIELDS` says."""
-    cls = next(c for c in config_classes().values() if c.__name__ == method)
-    return cls(task_type=model.task_type, modules_to_save=list(model.head) or None, **FIELDS.get(method, {}))
+    name, more = VARIANTS.get(method, (method, FIELDS.get(method, {})))
+    cls = next(c for c in config_classes().values() if c.__name__ == name)
+    return cls(task_type=model.task_type, modules_to_save=list(model.head) or None, **more)
 
 
 def reason(method: str, model: Model) -> Reason | None:
@@ -132,9 +137,10 @@ def reason(method: str, model: Model) -> Reason | None:
     return next((r for r in REASONS if method in r.methods and r.models(model)), None)
 
 
-def label(method: str) -> str:
-    """A method's name on the page."""
-    return re.sub(r"(Config|Model)$", "", method)
+def shown(method: str) -> str:
+    """What one writes to have a method."""
+    name, more = VARIANTS.get(method, (method, {}))
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in more.items())})" if more else name
 
 
 def cells() -> list[tuple[Model, str]]:

@@ -247,81 +247,81 @@ _ALL = "ForSequenceClassification ForTokenClassification ForQuestionAnswering Mo
 _NO_TOKENS = "ForSequenceClassification ForQuestionAnswering Model"
 _NO_SPANS = "ForSequenceClassification ForTokenClassification Model"
 
-_TOKENS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
-_GPT = dict(vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=LONGEST)
-_BLOOM = dict(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS)
-_BERT = dict(
-    vocab_size=VOCAB,
-    hidden_size=WIDTH,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS,
-    intermediate_size=48,
-    max_position_embeddings=LONGEST,
-)
+_TOKENS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+_GPT = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST}
+_BLOOM = {"vocab_size": VOCAB, "hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+_BERT = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+    "max_position_embeddings": LONGEST,
+}
 _LLAMA = dict(_BERT, num_key_value_heads=1, head_dim=WIDTH // HEADS)
 _DEBERTA = dict(_BERT, relative_attention=True, pos_att_type=["c2p", "p2c"])
 _OPT = dict(_BERT, word_embed_proj_dim=WIDTH, ffn_dim=48)
-_NEO = dict(
-    vocab_size=VOCAB,
-    hidden_size=WIDTH,
-    num_layers=LAYERS,
-    num_heads=HEADS,
-    attention_types=[[["global", "local"], 1]],
-    intermediate_size=48,
-    max_position_embeddings=LONGEST,
-)
-_T5 = dict(
-    vocab_size=VOCAB,
-    d_model=WIDTH,
-    d_kv=WIDTH // HEADS,
-    d_ff=48,
-    num_layers=LAYERS,
-    num_heads=HEADS,
-    relative_attention_num_buckets=8,
-    decoder_start_token_id=PAD,
-)
-_BART = dict(
-    vocab_size=VOCAB,
-    d_model=WIDTH,
-    encoder_layers=LAYERS,
-    decoder_layers=LAYERS,
-    encoder_attention_heads=HEADS,
-    decoder_attention_heads=HEADS,
-    encoder_ffn_dim=48,
-    decoder_ffn_dim=48,
-    max_position_embeddings=LONGEST,
-    decoder_start_token_id=EOS,
-)
-_VIT = dict(
-    hidden_size=WIDTH,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS,
-    intermediate_size=48,
-    image_size=8,
-    patch_size=4,
-)
-_SWIN = dict(embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2, image_size=16, patch_size=2)
-_SEGFORMER = dict(
-    num_encoder_blocks=2,
-    depths=[1, 1],
-    sr_ratios=[2, 1],
-    hidden_sizes=[16, WIDTH],
-    patch_sizes=[3, 3],
-    strides=[2, 2],
-    num_attention_heads=[1, 2],
-    mlp_ratios=[2, 2],
-    decoder_hidden_size=16,
-)
-_BLIP2 = dict(
-    vision_config=_VIT,
-    qformer_config=dict(_BERT, encoder_hidden_size=WIDTH, cross_attention_frequency=1),
-    text_config=dict(_OPT, model_type="opt", **_TOKENS),
-    num_query_tokens=2,
-    image_token_index=IMAGE,
-)
+_NEO = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_layers": LAYERS,
+    "num_heads": HEADS,
+    "attention_types": [[["global", "local"], 1]],
+    "intermediate_size": 48,
+    "max_position_embeddings": LONGEST,
+}
+_T5 = {
+    "vocab_size": VOCAB,
+    "d_model": WIDTH,
+    "d_kv": WIDTH // HEADS,
+    "d_ff": 48,
+    "num_layers": LAYERS,
+    "num_heads": HEADS,
+    "relative_attention_num_buckets": 8,
+    "decoder_start_token_id": PAD,
+}
+_BART = {
+    "vocab_size": VOCAB,
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": LONGEST,
+    "decoder_start_token_id": EOS,
+}
+_VIT = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 16, "patch_size": 2}
+_SEGFORMER = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [2, 1],
+    "hidden_sizes": [16, WIDTH],
+    "patch_sizes": [3, 3],
+    "strides": [2, 2],
+    "num_attention_heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 16,
+}
+_BLIP2 = {
+    "vision_config": _VIT,
+    "qformer_config": dict(_BERT, encoder_hidden_size=WIDTH, cross_attention_frequency=1),
+    "text_config": dict(_OPT, model_type="opt", **_TOKENS),
+    "num_query_tokens": 2,
+    "image_token_index": IMAGE,
+}
 _WHISPER = dict(_BART, num_mel_bins=8, max_source_positions=8, max_target_positions=LONGEST, **_TOKENS)
-_CLIP = dict(text_config=dict(_BERT, **_TOKENS), vision_config=_VIT, projection_dim=16)
-_THREE = dict(num_labels=LABELS)
+_CLIP = {"text_config": dict(_BERT, **_TOKENS), "vision_config": _VIT, "projection_dim": 16}
+_THREE = {"num_labels": LABELS}
 
 MODELS: list[Model] = [
     *family("gpt2", "GPT2", f"LMHeadModel {_ALL}", _GPT),

@@ -18,12 +18,12 @@ Results = Mapping[tuple[str, str], str | None]  # (model, method) -> None if it 
 TOP = """\
 # What works with what
 
-Every cell of this page is a test in `tests/matrix`, and a full run of them writes the page. A ✓ says that the method,
-told nothing but the task, finds its targets in such a model; that a training step lowers the loss and leaves every
-weight of the base as it was, bit for bit; that `generate` with its cache gives the tokens of a full pass; and that the
-saved adapter, loaded on another copy of the base, gives the same outputs. A number is the reason why that cannot be:
-there the library raises an error that says so. The models are small, with random weights; the rows are transformers'
-`model_type`s (`glm` and `glm4` are ChatGLM's architecture).
+Every cell of this page is a test in `tests/matrix`, and a full run of them writes the page. A ✓ says that the method
+finds its targets in such a model without being told; that a training step lowers the loss and leaves every weight of
+the base as it was, bit for bit; that `generate` with its cache gives the tokens of a full pass; and that the saved
+adapter, loaded on another copy of the base, gives the same outputs. A number is the reason why that cannot be: there
+the library raises an error that says so. The models are small, with random weights; the rows are transformers'
+`model_type`s (`glm` and `glm4` are ChatGLM's architecture) and diffusers' U-Net.
 """
 
 _found: dict[tuple[str, str], str | None] = {}
@@ -53,7 +53,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def render(results: Results) -> str:
     """The page."""
-    from tests.matrix.methods import methods
+    from tests.matrix.methods import methods, shown
     from tests.matrix.models import MODELS
 
     models = [m for m in MODELS if any((str(m), method) in results for method in methods())]
@@ -73,7 +73,7 @@ def render(results: Results) -> str:
 
     parts = [TOP]
     if everywhere:
-        names = ", ".join(f"`{name}`" for name in everywhere)
+        names = ", ".join(f"`{shown(name)}`" for name in everywhere)
         parts.append(f"These {len(everywhere)} methods work everywhere ('all above' in the tables): {names}.\n")
     for task in dict.fromkeys(m.task for m in models if m.task_type is not None):
         rows = {m.family: m for m in models if m.task == task}

@@ -38,8 +38,9 @@ def expected() -> dict[tuple[str, str], str | None]:
 
 
 def test_the_page_is_up_to_date() -> None:
-    """After a change: `pytest -n auto tests/matrix` goes through every cell and writes the page."""
-    assert page.PAGE.read_text(encoding="utf-8") == page.render(expected())
+    """After a change: `pytest -n auto tests/matrix`, with diffusers, goes through every cell and writes the page."""
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.render(expected()), "out of date: run `pytest -n auto tests/matrix`, which writes it"
 
 
 def test_every_task_that_a_family_has_is_here() -> None:
@@ -72,9 +73,7 @@ def test_a_cell_that_does_not_learn_fails(cell: Any, monkeypatch: pytest.MonkeyP
         test_cells.test_cell(*cell, tmp_path, lambda *_: None)
 
 
-def test_a_cell_that_works_against_the_table_fails(
-    cell: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_cell_that_works_against_the_table_fails(cell: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrong = methods.Reason("it does work", "-", (cell[1],), lambda _: True)
     monkeypatch.setattr(methods, "REASONS", [wrong])
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
@@ -111,7 +110,7 @@ def test_the_page_is_written_after_a_full_run_only(monkeypatch: pytest.MonkeyPat
 
 def test_the_page_of_some_results() -> None:
     first, second = methods.methods()[:2]
-    results = {cell: None for cell in expected()}
+    results = dict.fromkeys(expected())
     assert "1" not in page.render(results).partition("## ")[2].replace(f"{len(methods.methods())} methods", "")
     results["vit-image-classification", second] = "because"
     text = page.render(results)
