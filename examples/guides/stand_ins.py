@@ -8,7 +8,7 @@ import random
 
 import torch
 from common import DEVICE, IGNORE, pad, stack, train
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -38,6 +38,9 @@ def tokenizer_of(texts, size=1000):
         vocab_size=size, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single="$A", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL)
 
 
@@ -53,8 +56,8 @@ def stream_of(rows, size, collate):
 def causal(kind, sorts, tokenizer, steps, length):
     """A small Bloom or Llama that has read texts of several sorts.
 
-    A row of its training holds three texts of one sort, each begun with <s> and cut to `length` tokens, as like stands
-    beside like in what large models read. So it has learnt that what stands before a text says of what sort it is.
+    A row of its training holds three texts of one sort, each between <s> and </s> and cut to `length` tokens, for in
+    what large models read like stands beside like. So it has learnt that what is before a text says of what sort it is.
     """
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(tokenizer)}
     if kind == "bloom":
@@ -62,7 +65,7 @@ def causal(kind, sorts, tokenizer, steps, length):
     else:
         sizes = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
         base = LlamaForCausalLM(LlamaConfig(**sizes, **ids))
-    coded = [[[1, *row][:length] for row in tokenizer(list(texts))["input_ids"]] for texts in sorts]
+    coded = [[[1, *row, 2][:length] for row in tokenizer(list(texts))["input_ids"]] for texts in sorts]
     rows = []
     for _ in range(1000):
         tokens = [i for row in random.choices(random.choice(coded), k=3) for i in row]
@@ -87,10 +90,13 @@ def t5(pairs, tokenizer, steps):
 
 
 def roberta(rows, tokenizer, steps, labels):
-    """A small RoBERTa encoder that has learnt to sort these encoded rows, with a new head for two classes."""
+    """A small RoBERTa encoder that has learnt to sort these encoded rows, with a new head for two classes.
+
+    Its positions are counted from 20, so that those are known at which a text stands after 20 virtual tokens.
+    """
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     more = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    made = [
+    both = [
         RobertaForSequenceClassification(
             RobertaConfig(
                 **sizes, **more, max_position_embeddings=160, num_labels=n, hidden_dropout_prob=0.0,
@@ -101,12 +107,13 @@ def roberta(rows, tokenizer, steps, labels):
     ]  # fmt: skip
     fill = {"input_ids": 0, "attention_mask": 0}
     collate = lambda r: {  # noqa: E731
-        **pad([{k: e[k] for k in fill} for e in r], fill),
+        **(made := pad([{k: e[k] for k in fill} for e in r], fill)),
+        "position_ids": 21 + torch.arange(made["input_ids"].shape[1]).expand_as(made["input_ids"]),
         "labels": torch.tensor([e["labels"] for e in r]),
     }
-    train(made[0].to(DEVICE), stream_of(rows, 48, collate), steps, 3e-3, "the stand-in's own training (RoBERTa)")
-    made[1].roberta.load_state_dict(made[0].roberta.state_dict())
-    return made[1].to(DEVICE)
+    train(both[0].to(DEVICE), stream_of(rows, 48, collate), steps, 1e-3, "the stand-in's own training (RoBERTa)")
+    both[1].roberta.load_state_dict(both[0].roberta.state_dict())
+    return both[1].to(DEVICE)
 
 
 def vit(pictures, steps, before, names):
@@ -118,7 +125,7 @@ def vit(pictures, steps, before, names):
         for n in (before, len(names))
     ]
     rows = [{"pixel_values": x, "labels": y} for x, y in pictures]
-    train(made[0].to(DEVICE), stream_of(rows, 32, stack), steps, 2e-3, "the stand-in's own training (ViT)")
+    train(made[0].to(DEVICE), stream_of(rows, 32, stack), steps, 1e-3, "the stand-in's own training (ViT)")
     made[1].vit.load_state_dict(made[0].vit.state_dict())
     return made[1].to(DEVICE)
 

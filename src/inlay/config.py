@@ -9,52 +9,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import enum
 import importlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from inlay.checks import check_bool, check_choice, check_indices, check_names, plain
 from inlay.errors import ConfigError, InlayWarning, VersionError, did_you_mean
+from inlay.types import PeftType, TaskType
 
 Self = TypeVar("Self", bound="PeftConfig")
 
 FILE_FORMAT = "0.21.2"  # the peft release whose files ours are interchangeable with; written as `peft_version`
-
-
-class TaskType(str, enum.Enum):
-    """What the model is for; decides the view's class and which head is trained along."""
-
-    SEQ_CLS = "SEQ_CLS"
-    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
-    CAUSAL_LM = "CAUSAL_LM"
-    TOKEN_CLS = "TOKEN_CLS"
-    QUESTION_ANS = "QUESTION_ANS"
-    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-
-
-class _PeftTypes(type):
-    """`PeftType.LORA`, `list(PeftType)`: one member per registered config class."""
-
-    def __getattr__(cls, name: str) -> PeftType:
-        if not name.startswith("_") and name in config_classes():
-            return PeftType(name)
-        raise AttributeError(f"PeftType has no member {name!r}; known: {', '.join(sorted(config_classes()))}")
-
-    def __iter__(cls) -> Iterator[PeftType]:
-        return (PeftType(name) for name in config_classes())
-
-
-class PeftType(str, metaclass=_PeftTypes):
-    """The method's name as it stands in `adapter_config.json`, e.g. `"LORA"`. It is a `str`."""
-
-    @property
-    def value(self) -> str:
-        return str(self)
-
-    name = value
 
 
 _CLASSES: dict[str, type[PeftConfig]] = {}
@@ -117,6 +84,8 @@ class PeftConfig(metaclass=_Fields):
     unsupported: ClassVar[Mapping[str, object]] = {}
     # fields that training writes: reading a file into an existing adapter takes them over, where others must be equal
     progress: ClassVar[tuple[str, ...]] = ()
+    # fields that do not decide what an adapter is: they may differ too
+    circumstances: ClassVar[tuple[str, ...]] = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
 
     def __init_subclass__(cls, peft_type: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -147,6 +116,10 @@ class PeftConfig(metaclass=_Fields):
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data = {k: plain(v) for k, v in data.items() if v is not None}
         return {**self.unknown, **data, "peft_type": str(self.peft_type), "peft_version": FILE_FORMAT}
+
+    def structure(self) -> dict[str, Any]:
+        """What has to be equal for the file of one adapter to be read into another."""
+        return {k: v for k, v in self.to_dict().items() if k not in (*self.circumstances, *self.progress)}
 
     def replaced(self: Self, **fields: Any) -> Self:
         """A copy with other values for some fields."""
@@ -226,6 +199,15 @@ class PeftConfig(metaclass=_Fields):
             targets: the paths that are targeted.
         """
         return ()
+
+    @property
+    def per_call(self) -> Callable[[Any], Any] | None:
+        """What the adapters have to know of each call of the model: a function of its `core.active.Call`, or None.
+
+        It gives a tensor with one entry per row of the batch, which they find in `host.active.facts.told` under their
+        name. In a mixed batch, and where the layer is recomputed for its backward, it is that of the rows they see.
+        """
+        return None
 
     def bank(self, sites: Sequence[Any]) -> Any:
         """A module that the adapters at all `sites` share, which each finds as `site.bank`; None if there is none."""

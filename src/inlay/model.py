@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -12,13 +13,16 @@ from torch import nn
 from inlay import registry, status
 from inlay.config import PeftConfig
 from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
-from inlay.core.classes import derive
+from inlay.core.active import Facts
+from inlay.core.classes import derive, original_class
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
 from inlay.inject import add_adapter
 from inlay.merge import weights
 from inlay.tuner import Names, Tuner
+
+PER_ROW = ("adapter_names", "task_ids", "alora_offsets")  # arguments of a call that are not the base's
 
 
 class PeftModel(Composite):
@@ -61,12 +65,14 @@ class PeftModel(Composite):
         Args:
             adapter_names: one adapter name per row of the batch, `"__base__"` for none.
             task_ids: (batch,) the task of each row, for methods that learn several.
+            alora_offsets: (batch,) for Activated LoRA, the number of last tokens that it acts on in each row, where
+                that is not to be seen in the tokens given.
         """
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._inlay.check_trainable()
-        if "adapter_names" not in kwargs and "task_ids" not in kwargs:
+        if not any(name in kwargs for name in PER_ROW) and not self._inlay.asked():
             return self._answer(*args, **kwargs)
-        with self._per_row(kwargs):
+        with self._per_row(args, kwargs):
             return self._answer(*args, **kwargs)
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,19 +91,22 @@ class PeftModel(Composite):
         return outputs
 
     @contextmanager
-    def _per_row(self, kwargs: dict[str, Any]) -> Iterator[None]:
+    def _per_row(self, args: Sequence[Any], kwargs: dict[str, Any], generates: bool = False) -> Iterator[None]:
         """Takes what is said of single rows out of a call's arguments; it holds until the block ends."""
-        names, tasks = kwargs.pop("adapter_names", None), kwargs.pop("task_ids", None)
+        names = () if len(args) < 2 else tuple(inspect.signature(original_class(self).forward).parameters)[2:]
+        arguments = {**dict(zip(("input_ids", *names), args, strict=False)), **kwargs}
+        rows, tasks, _ = (kwargs.pop(name, None) for name in PER_ROW)
+        active = self._inlay.active
         with ExitStack() as stack:
-            if names is not None:
-                stack.enter_context(self._inlay.rows(names))
-            if tasks is not None:
-                stack.enter_context(self._inlay.active.switched(task_ids=torch.as_tensor(tasks)))
+            if rows is not None:
+                stack.enter_context(self._inlay.rows(rows))
+            task_ids = active.given.task_ids if tasks is None else torch.as_tensor(tasks)
+            stack.enter_context(active.switched(facts=Facts(task_ids, self._inlay.tell(arguments, generates))))
             yield
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's `generate`; `adapter_names` and `task_ids` as in `forward`."""
-        with self._per_row(kwargs):
+        """The base's `generate`; `adapter_names`, `task_ids` and `alora_offsets` as in `forward`."""
+        with self._per_row(args[:1], kwargs, generates=True):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def update_and_allocate(self, global_step: int) -> None:

@@ -22,7 +22,7 @@ class PeftModelForSeq2SeqLM(PeftModel):
 class PeftModelForSequenceClassification(PeftModel):
     """A view of a sequence classifier. Its head is trained and saved along."""
 
-    heads = ("classifier", "score")
+    heads = ("classifier", "score", "classification_head")
 
 
 class PeftModelForTokenClassification(PeftModel):

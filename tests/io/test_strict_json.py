@@ -131,10 +131,10 @@ def test_every_truncation_is_found() -> None:
     ids=["escapes", "open string", "many keys", "many lists", "number"],
 )
 def test_hostile_text_is_refused_quickly(data: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InlayError):
         parse_json(data, "x")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_size_limit(tmp_path: Path) -> None:

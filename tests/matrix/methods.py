@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import inlay
 from inlay.config import PeftConfig, config_classes
+from inlay.methods import METHODS
 from tests.matrix.models import LAYERS, MODELS, Model
 
 _PROMPT = {"num_virtual_tokens": 3}
@@ -120,16 +122,21 @@ REASONS: list[Reason] = [
 """The only place that says what does not work. A cell has the first reason that fits it."""
 
 
+def classes() -> dict[str, type[PeftConfig]]:
+    """Every method's config class by its name, as they stand in `inlay.methods.METHODS`."""
+    found = {name: getattr(inlay, name) for names in METHODS.values() for name in names}
+    return {name: cls for name, cls in found.items() if isinstance(cls, type) and cls in config_classes().values()}
+
+
 def methods() -> list[str]:
-    """The names of all registered config classes, as they stand in `inlay.methods.METHODS`, and the variants."""
-    return [*(cls.__name__ for cls in config_classes().values()), *VARIANTS]
+    """The names of all methods: config classes, and the variants."""
+    return [*classes(), *VARIANTS]
 
 
 def config(method: str, model: Model) -> PeftConfig:
     """A method's config for a model: nothing but the task, and what `FIELDS` says."""
     name, more = VARIANTS.get(method, (method, FIELDS.get(method, {})))
-    cls = next(c for c in config_classes().values() if c.__name__ == name)
-    return cls(task_type=model.task_type, modules_to_save=list(model.head) or None, **more)
+    return classes()[name](task_type=model.task_type, modules_to_save=list(model.head) or None, **more)
 
 
 def reason(method: str, model: Model) -> Reason | None:

@@ -62,6 +62,11 @@ def test_every_reason_is_one_of_a_cell() -> None:
     assert all(id(r) in used for r in methods.REASONS)
 
 
+def test_the_tables_speak_of_methods_that_there_are() -> None:
+    named = {*methods.FIELDS, *methods.INPUTS, *(name for name, _ in methods.VARIANTS.values())}
+    assert {*named, *(name for r in methods.REASONS for name in r.methods)} <= {*methods.methods()}
+
+
 @pytest.fixture
 def cell() -> Any:
     return next((m, method) for m, method in methods.cells() if methods.reason(method, m) is None)

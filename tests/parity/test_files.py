@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import inlay
+from tests.prompt.models import model_of
 
 from .both import agree, differ, into_inlay, into_peft, layout, losses, of_inlay, of_peft, output, peft, spread, swap
 from .models import FAMILIES, HEADED, SCALED, Family, convs, llama
@@ -34,7 +36,8 @@ def test_defaults(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HEADED)
 def test_the_head_of_a_task_is_trained_and_saved(name: str, tmp_path: Path) -> None:
     family = HEADED[name]
-    swap(family.base(), family.config(), family.batch(0), tmp_path)
+    # peft's config names every head that it knows of, ours those that the model has
+    swap(family.base(), family.config(), family.batch(0), tmp_path, but=["modules_to_save"])
 
 
 @TIED
@@ -154,7 +157,7 @@ def test_all_linear(name: str, tmp_path: Path) -> None:
     family = {**FAMILIES, **HEADED}[name]
     config = family.config(target_modules="all-linear")
     # both files name the layers found, each in its own way; the weights show that they are the same
-    swap(family.base(), config, family.batch(0), tmp_path, but=["target_modules"])
+    swap(family.base(), config, family.batch(0), tmp_path, but=["target_modules", "modules_to_save"])
 
 
 @pytest.mark.parametrize("name", ["bert-token-cls", "bert-qa"])
@@ -246,3 +249,23 @@ def test_a_default_config_on_transposed_layers_loads_quietly(tmp_path: Path) -> 
     base, batch = family.base(), family.batch(0)
     mine = of_inlay(base, family.config(fan_in_fan_out=False), tmp_path)
     agree(output(into_peft(base, tmp_path), batch), output(mine, batch))
+
+
+@pytest.mark.parametrize("family", ["Bart", "T5"])
+def test_a_head_that_peft_does_not_know_is_trained_and_its_files_load_without_it(family: str, tmp_path: Path) -> None:
+    """Encoder-decoder classifiers call their head `classification_head`, which peft leaves random and frozen."""
+    base = model_of(
+        family, "ForSequenceClassification", num_labels=3, eos_token_id=2, decoder_start_token_id=2, dtype=torch.float32
+    )
+    base.eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 2], [8, 9, 3, 2]])}
+    targets = ["q_proj"] if family == "Bart" else ["q"]
+    config = {"task_type": "SEQ_CLS", "r": 2, "init_lora_weights": False, "target_modules": targets}
+    theirs = of_peft(base, config, tmp_path / "peft")
+    loaded = into_inlay(base, tmp_path / "peft")
+    agree(output(loaded, batch), output(theirs, batch))
+    mine = of_inlay(base, config, tmp_path / "inlay")
+    assert mine.active_peft_config.modules_to_save == ["classification_head"]
+    assert any("classification_head" in n for n, p in mine.named_parameters() if p.requires_grad)
+    agree(output(into_inlay(base, tmp_path / "inlay"), batch), output(mine, batch))
+    agree(output(into_peft(base, tmp_path / "inlay"), batch), output(mine, batch))

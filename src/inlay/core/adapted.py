@@ -83,7 +83,9 @@ class Adapted(Composite):
         for name in present:
             mine = [i * each + k for i, row in enumerate(rows) if row == name for k in range(each)]
             index = torch.tensor(mine, device=x.device)
-            y = self._composed(() if name == BASE else (name,))(x.index_select(0, index), *args, **kwargs)
+            own = [name] * len(mine)
+            with self.active.switched(rows=own, facts=self.active.facts.of(index, x.shape[0])):
+                y = self._composed(() if name == BASE else (name,))(x.index_select(0, index), *args, **kwargs)
             out = y.new_zeros((x.shape[0], *y.shape[1:])) if out is None else out
             out = out.index_copy(0, index, y)
         return out

@@ -23,6 +23,7 @@ class Adapter(nn.Module):
             host's composition, and a host takes only one such active adapter.
         replaces_host: it is a stand-in for the whole host, whose children are then not called.
         mergeable: False for methods that have no `weight`.
+        unmergeable: why, for the message.
         mixable: False for methods that change the shape of what passes, which rows of one batch cannot do each in
             their own way.
     """
@@ -30,6 +31,7 @@ class Adapter(nn.Module):
     reads_weight: ClassVar[bool] = False
     replaces_host: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+    unmergeable: ClassVar[str] = "is no change of the weight"
     mixable: ClassVar[bool] = True
 
     merged = False  # whether the host's weight includes this adapter at present

@@ -102,6 +102,16 @@ class Site:
         return int(m.embedding_dim if self.kind == "embedding" else m.out_channels)
 
 
+def end_of(model: Any, which: str) -> nn.Module | None:
+    """The model's `"input"` embedding or `"output"` head, as transformers' models know them; None if it has none."""
+    get = getattr(model, f"get_{which}_embeddings", None)
+    try:
+        found = get() if get is not None else None
+    except NotImplementedError:  # of models that have none, or several
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 def offloaded_to(module: nn.Module) -> torch.device | None:
     """Where `module` computes if accelerate keeps weights of it elsewhere: between calls they are on meta."""
     for m in module.modules():

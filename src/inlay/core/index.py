@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from inlay.config import PeftConfig
-from inlay.core.active import BASE, ActiveAdapters
+from inlay.core.active import BASE, ActiveAdapters, Call
 from inlay.core.adapted import adapt, is_adapted, place, restore
 from inlay.core.adapter import Adapter
 from inlay.core.plan import Placement
@@ -127,6 +127,23 @@ class AdapterIndex:
         names = [n for n in self.active.names if n in self.trainable and not self.active.disabled]
         found = [p for n in names if (p := self.configs[n].penalty(self.placed[n])) is not None]
         return sum(found) if found else None
+
+    def asked(self) -> dict[str, Callable[[Call], Tensor]]:
+        """Name -> its config's `per_call`, of the adapters that take part in a call and have one."""
+        if self.active.disabled:
+            return {}
+        names = self.active.names if self.active.rows is None else dict.fromkeys(self.active.rows)
+        found = {n: self.configs[n].per_call for n in names if n in self.configs}
+        return {n: answer for n, answer in found.items() if answer is not None}
+
+    def tell(self, arguments: Mapping[str, Any], generates: bool = False) -> dict[str, Tensor]:
+        """What the configs have to say of a call with these arguments: `Facts.told`."""
+        rows, before = self.active.rows, self.active.given.told
+        told = {}
+        for name, answer in self.asked().items():
+            mine = None if rows is None else [i for i, row in enumerate(rows) if row == name]
+            told[name] = answer(Call(arguments, mine, before.get(name), generates))
+        return told
 
     def require(self, name: str) -> None:
         """Raises StateError unless there is an adapter `name`."""

@@ -19,7 +19,7 @@ from inlay.core.adapted import check_reachable, is_adapted
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
 from inlay.core.copies import TrainedModule
-from inlay.core.host import kind_of, offloaded_to, site, unreached_children
+from inlay.core.host import end_of, kind_of, offloaded_to, site, unreached_children
 from inlay.core.targets import ALL_LINEAR, matches_name, meant_by, select
 from inlay.errors import ConfigError, InlayWarning, TargetError
 
@@ -118,7 +118,7 @@ def plan(
         config.settle(model_type, chosen, lasting)
     else:
         config = config.copy()
-    config.note(heads, [modules[path] for path in chosen])
+    config.note([h for h in heads if any(p.endswith(h) for p in trained)], [modules[path] for path in chosen])
     makers: list[tuple[str, Callable[..., Adapter]]] = [(p, _class_for(config, p, modules[p])) for p in chosen]
     makers += config.companions(free, chosen)
     makers += [(path, TrainedModule) for path in trained]
@@ -197,7 +197,7 @@ def _modules_to_save(
 
 def _linear_paths(root: Any, modules: Mapping[str, nn.Module]) -> set[str]:
     """What `"all-linear"` means: every linear layer but the output head."""
-    head = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    head = end_of(root, "output")
     return {p for p, m in modules.items() if p and m is not head and kind_of(m) == "linear"}
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import plain
-from inlay.core.host import unmerged_parameters
+from inlay.core.host import end_of, unmerged_parameters
 from inlay.core.plan import walk
 from inlay.errors import BaseMismatchError, ConfigError, CorruptFileError, InlayWarning
 from inlay.io.manifest import MANIFEST_NAME
@@ -136,10 +136,7 @@ def _sample(weight: Tensor) -> list[float]:
 
 def _embedding_matrix(model: Any) -> Tensor | None:
     """The input embedding's weight; None for models without a table of tokens (vision, speech)."""
-    try:
-        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    except NotImplementedError:
-        return None
+    embedding = end_of(model, "input")
     return embedding.weight if isinstance(embedding, nn.Embedding) else None
 
 

@@ -7,7 +7,6 @@ In files of prompt methods the prefix is `base_model.`; what adapters share has 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from inlay import registry
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
-from inlay.core.host import kind_of, unmerged_parameters
+from inlay.core.host import end_of, kind_of, unmerged_parameters
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
 from inlay.errors import MismatchError
@@ -127,12 +126,7 @@ def _names_embeddings(config: Any, adapted: Collection[str]) -> bool:
 
 def _ends(model: Any) -> list[nn.Module]:
     """The model's input embedding and output head, as far as it has them."""
-    found = []
-    for get in ("get_input_embeddings", "get_output_embeddings"):
-        if hasattr(model, get):
-            with contextlib.suppress(NotImplementedError):
-                found.append(getattr(model, get)())
-    return [m for m in found if isinstance(m, nn.Module)]
+    return [m for which in ("input", "output") if (m := end_of(model, which)) is not None]
 
 
 def frozen_at(key: str, modules: Mapping[str, nn.Module]) -> tuple[str, str] | None:

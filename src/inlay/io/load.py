@@ -26,16 +26,6 @@ from inlay.io.tensors import check_finite, read_header, read_pickle, read_tensor
 from inlay.model import bare_view, open_view
 from inlay.tasks import VIEW_CLASSES
 
-_NOT_STRUCTURE = (
-    "inference_mode",
-    "base_model_name_or_path",
-    "revision",
-    "auto_mapping",
-    "init_lora_weights",
-    "lora_dropout",
-    "fan_in_fan_out",
-)
-
 
 def load_config(
     model_id: str | Path, subfolder: str | None = None, cls: type[PeftConfig] = PeftConfig, **kwargs: Any
@@ -135,7 +125,7 @@ def load_adapter(
             placements, kept = plan(
                 model,
                 raw,
-                heads=[*heads, *VIEW_CLASSES[raw.task_type].heads],
+                heads=_heads_in([*heads, *VIEW_CLASSES[raw.task_type].heads], raw, shapes),
                 aliases=aliases_of(model),
                 keep_base_dtype=keep_base_dtype,
                 init=not strict or ignore_mismatched_sizes,
@@ -207,6 +197,12 @@ def set_peft_model_state_dict(
     return match.report
 
 
+def _heads_in(heads: Sequence[str], config: PeftConfig, shapes: Mapping[str, Any] | None) -> list[str]:
+    """The heads of the task that a saved adapter has: those its config names or its file holds (peft knows fewer)."""
+    said = config.modules_to_save
+    return [h for h in heads if said is None or h in said or any(f"{h}." in key for key in shapes or ())]
+
+
 def _shapes(files: AdapterFiles) -> dict[str, tuple[int, ...]] | None:
     """Shapes in the weights file, from its header; None if it is a pickle."""
     if not files.has(WEIGHTS_NAME):
@@ -266,13 +262,7 @@ def _integers_of(expected: Mapping[str, Tensor]) -> Callable[[str], bool]:
 
 def _check_same(index: AdapterIndex, name: str, config: PeftConfig) -> None:
     """Raises ConfigError unless `config` describes the adapter `name` that is there."""
-    own, new = (
-        {k: v for k, v in c.to_dict().items() if k not in (*_NOT_STRUCTURE, *c.progress)}
-        | (
-            {"init_lora_weights": anchor} if (anchor := getattr(c, "anchor", None)) else {}
-        )  # decides what A and B stand for
-        for c in (index.configs[name], config)
-    )
+    own, new = index.configs[name].structure(), config.structure()
     names = ("target_modules", "modules_to_save")
     differ = sorted(k for k in own.keys() | new.keys() if k not in names and own.get(k) != new.get(k))
     differ += [k for k in names if _as_set(own.get(k)) != _as_set(new.get(k)) and own.get(k) and new.get(k)]

@@ -133,8 +133,7 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
         for adapter in adapters:
             if not adapter.mergeable:
                 raise StateError(
-                    f"{type(adapter).__name__} at {path!r} is no change of the weight: it cannot be merged. (Or it "
-                    "changes a bias as well, as with lora_bias, and that module has none.)"
+                    f"{type(adapter).__name__} at {path!r} {adapter.unmergeable}: it cannot be merged."
                 )
             if isinstance(adapter, TrainedParameters):
                 now.update({k: v.detach() for k, v in adapter.copies.items()})

@@ -114,7 +114,7 @@ class Poly(Adapter):
 
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = base(x, *args, **kwargs)
-        p = self.mixture(self.tasks_of(x, host.active.task_ids))
+        p = self.mixture(self.tasks_of(x, host.active.facts.task_ids))
         a = torch.einsum("bcs,csdr->bcdr", p, self.A).flatten(1, 2)  # (rows, in, r)
         b = torch.einsum("bcs,csrd->brcd", p, self.B).flatten(2)  # (rows, r, out)
         low = x.to(y.dtype).reshape(len(x), -1, x.shape[-1]) @ a.to(y.dtype) @ b.to(y.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_indices
 from inlay.config import AdapterConfig
-from inlay.core.host import Site, kind_of
+from inlay.core.host import Site, end_of, kind_of
 from inlay.errors import ConfigError
 from inlay.methods.tokens import TokenRows
 from inlay.registry import adapter
@@ -48,10 +47,7 @@ class TrainableTokensConfig(AdapterConfig, peft_type="TRAINABLE_TOKENS"):
         return self.token_indices
 
     def targets_in(self, modules: Mapping[str, Any], model_type: str | None) -> Sequence[str] | str | None:
-        get = getattr(modules[""], "get_input_embeddings", None)
-        embedding = None
-        with contextlib.suppress(NotImplementedError):  # of models that have none, or several
-            embedding = get() if get is not None else None
+        embedding = end_of(modules[""], "input")
         return [path for path, module in modules.items() if module is embedding] or None
 
     def companions(

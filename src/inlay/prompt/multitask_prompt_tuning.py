@@ -110,7 +110,7 @@ class MultitaskPromptEmbedding(PromptEmbedding):
                 _take(own, {} if tasks is None else {name: tasks.mean(0, keepdim=True)}, name)
 
     def prompt(self, rows: int, host: Any) -> Tensor:
-        tasks = host.active.task_ids
+        tasks = host.active.facts.task_ids
         if tasks is None:
             raise StateError("A multitask prompt needs to know each row's task: pass task_ids=[...] to the model.")
         tasks = tasks.to(self.cols.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
-from inlay.core.host import Site
+from inlay.core.host import Site, end_of
 from inlay.errors import StateError, TargetError
 from inlay.prompt.config import PromptLearningConfig
 from inlay.prompt.layout import Layout
@@ -117,8 +117,7 @@ def cached_length(cache: Any) -> int:
 
 def check_embeds(host: Any, config: PromptLearningConfig) -> int:
     """The size of the embeddings that `host` takes in the place of tokens. Raises TargetError if it takes none."""
-    get = getattr(host, "get_input_embeddings", None)
-    table = get() if get is not None and "inputs_embeds" in call_names(host) else None
+    table = end_of(host, "input") if "inputs_embeds" in call_names(host) else None
     if not isinstance(table, nn.Embedding):
         raise TargetError(
             f"{original_class(host).__name__} has no token embeddings that virtual tokens could be put before: "

@@ -39,7 +39,7 @@ def test_the_bias_of_b_is_scaled(bias: bool, trained: str) -> None:
     if bias:
         close(view.merge_and_unload()(x), view(x))
     else:
-        with pytest.raises(StateError, match=r"'0' .* cannot be merged.*lora_bias.* has none"):
+        with pytest.raises(StateError, match=r"'0' .*lora_bias.* has none: it cannot be merged"):
             view.merge_and_unload()
 
 
@@ -100,11 +100,11 @@ def test_a_file_is_not_read_into_an_adapter_with_another_anchor(tmp_path: Path) 
         )
     plain = get_peft_model(base, LoraConfig(target_modules=["0"], r=2))
     plain.load_adapter(tmp_path / "gaussian", "default")
-    with pytest.raises(ConfigError, match="differ in init_lora_weights"):
+    with pytest.raises(ConfigError, match="differ in anchor"):
         plain.load_adapter(tmp_path / "pissa", "default")
     pissa = get_peft_model(base, LoraConfig(target_modules=["0"], r=2, init_lora_weights="pissa"))
     pissa.load_adapter(tmp_path / "pissa", "default")
-    with pytest.raises(ConfigError, match="differ in init_lora_weights"):
+    with pytest.raises(ConfigError, match="differ in anchor"):
         pissa.load_adapter(tmp_path / "gaussian", "default")
 
 

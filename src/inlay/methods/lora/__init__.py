@@ -8,9 +8,11 @@ from inlay.methods.lora.inits.eva import EvaConfig, get_eva_state_dict, initiali
 from inlay.methods.lora.inits.lora_ga import LoraGAConfig, preprocess_loraga
 from inlay.methods.lora.linear import LoraLinear
 from inlay.methods.lora.plain import as_plain_lora
+from inlay.methods.lora.variants.alora import ALoraLinear
 from inlay.methods.lora.variants.dora import DoraConv, DoraEmbedding, DoraLinear
 
 __all__ = [
+    "ALoraLinear",
     "CordaConfig",
     "DoraConv",
     "DoraEmbedding",

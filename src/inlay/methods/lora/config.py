@@ -10,19 +10,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from inlay.checks import check_bool, check_choice, check_int, check_number, check_patterns
+from inlay.checks import check_bool, check_choice, check_indices, check_int, check_number, check_patterns
 from inlay.config import AdapterConfig
+from inlay.core.active import Call
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
-from inlay.core.host import is_transposed, kind_of
+from inlay.core.host import end_of, is_transposed, kind_of
 from inlay.core.targets import matches_name, pattern_value
 from inlay.errors import ConfigError, InlayWarning, TargetError
 from inlay.methods.lora.inits import FROM_DATA, Prepared, is_anchored
 from inlay.methods.lora.inits.corda import CordaConfig
 from inlay.methods.lora.inits.eva import EvaConfig
 from inlay.methods.lora.inits.lora_ga import LoraGAConfig
+from inlay.methods.lora.invocation import spans
 from inlay.methods.targets import ATTENTION
 from inlay.methods.tokens import TokenRows
 
@@ -51,6 +53,8 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
             that the adapter is not the identity (for tests). "pissa", "pissa_niter_N" (N steps of an approximation),
             "olora", "corda", "lora_ga", "eva": see `inlay.methods.lora.inits`. All but False start as the base.
         eva_config, corda_config, lora_ga_config: of the init of that name.
+        alora_invocation_tokens: Activated LoRA (`variants.alora`): the adapter acts on these tokens, where they occur
+            last in a row, and on all that follow; before, and in rows without them, the model is its base.
         rank_pattern, alpha_pattern: module name or regex -> its own r, alpha.
         fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
             from the layers, this is for other readers of the file.
@@ -75,7 +79,12 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     eva_config: EvaConfig | dict[str, Any] | None = None
     corda_config: CordaConfig | dict[str, Any] | None = None
     lora_ga_config: LoraGAConfig | dict[str, Any] | None = None
+    alora_invocation_tokens: list[int] | None = None
 
+    circumstances: ClassVar[tuple[str, ...]] = (
+        *AdapterConfig.circumstances,
+        *("init_lora_weights", "lora_dropout", "fan_in_fan_out"),
+    )
     unsupported: ClassVar[Mapping[str, object]] = {
         "use_qalora": False,
         "qalora_group_size": 16,
@@ -87,7 +96,6 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         "megatron_core": "megatron.core",
         "loftq_config": {},
         "arrow_config": None,
-        "alora_invocation_tokens": None,
         "kasa_config": None,
         "monteclora_config": None,
         "velora_config": None,
@@ -113,6 +121,7 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
             check_bool(name, getattr(self, name))
         self._check_parts()
+        self._check_invocation()
         check_patterns("rank_pattern", self.rank_pattern, check_rank)
         check_patterns("alpha_pattern", self.alpha_pattern, check_number)
         tokens = self.trainable_token_indices
@@ -143,9 +152,35 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         if self.lora_bias and not isinstance(init, bool):
             raise ConfigError.of("init_lora_weights", init, "True or False with lora_bias")
 
+    def _check_invocation(self) -> None:
+        """Refuses what would change the model before the invocation too."""
+        tokens = self.alora_invocation_tokens = check_indices("alora_invocation_tokens", self.alora_invocation_tokens)
+        if tokens is None:
+            return
+        if not isinstance(tokens, list) or not tokens:
+            raise ConfigError.of("alora_invocation_tokens", tokens, "a list of at least one token id, or None")
+        for name, allowed in (("use_dora", False), ("lora_bias", False), ("bias", "none")):
+            if getattr(self, name) != allowed:
+                hint = "Activated LoRA adapts single tokens, and nothing for all of them."
+                raise ConfigError.of(name, getattr(self, name), f"{allowed!r} with alora_invocation_tokens", hint)
+        if self.anchored:
+            raise ConfigError.of(
+                "init_lora_weights",
+                self.init_lora_weights,
+                "one that leaves the weight as it is, with alora_invocation_tokens",
+                "In peft's files these inits go with another base weight, for all tokens.",
+            )
+
     @property
     def variant(self) -> str:
+        if self.alora_invocation_tokens is not None:
+            return "alora"
         return "dora" if self.use_dora else "bias" if self.lora_bias else ""
+
+    @property
+    def per_call(self) -> Callable[[Call], Tensor] | None:
+        tokens = self.alora_invocation_tokens
+        return None if tokens is None else functools.partial(spans, tokens)
 
     @property
     def anchored(self) -> bool:
@@ -156,6 +191,10 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     def anchor(self) -> str | None:
         """The init that says which B0 A0 a file's A and B are to be seen against; None if there is none."""
         return str(self.init_lora_weights) if self.anchored and not self.saved_plain else None
+
+    def structure(self) -> dict[str, Any]:
+        own = super().structure()  # what A and B are seen against decides what they stand for
+        return {**own, "anchor": self.anchor} if self.anchor else own
 
     def plain(self) -> LoraConfig:
         """The config of the same update without an anchor: rank 2r, the same scales, init_lora_weights=True."""
@@ -202,6 +241,14 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     def companions(
         self, modules: Mapping[str, Any], targets: Sequence[str]
     ) -> Iterable[tuple[str, Callable[..., Any]]]:
+        own = getattr(modules[""], "config", None)
+        if self.alora_invocation_tokens is not None and getattr(own, "is_encoder_decoder", False):
+            raise ConfigError.of(
+                "alora_invocation_tokens",
+                self.alora_invocation_tokens,
+                "None for an encoder-decoder model",
+                "Its decoder's tokens are not those that the invocation is looked for in.",
+            )
         if self.bias == "all":
             yield from _other_biases(modules, set(targets))
         if self.trainable_token_indices is not None:
@@ -229,7 +276,7 @@ def _token_rows(
     """The embeddings whose rows are trained, each with the output head tied to it."""
     root = modules[""]
     if isinstance(tokens, list):
-        embedding = root.get_input_embeddings() if hasattr(root, "get_input_embeddings") else None
+        embedding = end_of(root, "input")
         paths = [p for p, m in modules.items() if m is embedding or (embedding is None and p.endswith("embed_tokens"))]
         wanted = dict.fromkeys(paths[:1], tokens)
     else:

@@ -45,6 +45,7 @@ class LowRank(Adapter):
         self.c = self.parameter(site, site.out_features) if config.lora_bias else None
         if self.c is not None and own is None:
             self.mergeable = False  # type: ignore[misc]  # there is no bias to merge c into
+            self.unmergeable = "changes a bias as well (lora_bias), and that module has none"  # type: ignore[misc]
         self.register_buffer("A0", None)
         self.register_buffer("B0", None)
 

@@ -24,6 +24,7 @@ from inlay import (
 )
 from inlay.errors import ConfigError, InlayWarning, MismatchError, NumericsError, StateError
 from inlay.methods.lora.inits.corda import corda
+from inlay.methods.lora.inits.eva import real_tokens
 from inlay.methods.lora.inits.loftq import NF4, int8, loftq, nf4
 from inlay.methods.lora.inits.lora_ga import LoraGAConfig, lora_ga
 from inlay.methods.lora.inits.olora import olora
@@ -295,6 +296,22 @@ def test_eva_leaves_the_model_as_it_was() -> None:
     state = get_eva_state_dict(base, batches(), config, **EVERYTHING)
     assert set(state) == {"a", "b", "c"} and base.training and same(snapshot(base), before)
     assert not any(m._forward_pre_hooks for m in base.modules())
+
+
+def test_eva_on_a_view_for_a_task_whose_head_the_model_lacks() -> None:
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["a", "b", "c"], r=2, init_lora_weights="eva")
+    view = get_peft_model(Two().eval(), config)
+    assert set(view.peft_config["default"].modules_to_save) == {"classifier", "score"}
+    assert set(get_eva_state_dict(view, batches(), **EVERYTHING)) == {"a", "b", "c"}
+
+
+def test_eva_takes_labels_of_tokens_as_a_mask_but_not_those_of_rows() -> None:
+    config = LoraConfig(init_lora_weights="eva")
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    inputs = {"input_ids": torch.zeros(2, 3), "attention_mask": mask}
+    assert real_tokens({**inputs, "labels": torch.tensor([0, 1])}, config).tolist() == mask.nonzero().tolist()
+    labels = torch.tensor([[-100, 5, -100], [-100, -100, 5]])
+    assert real_tokens({**inputs, "labels": labels}, config).tolist() == [[0, 1], [1, 2]]
 
 
 def test_what_eva_refuses() -> None:

@@ -68,8 +68,9 @@ def real_tokens(inputs: Mapping[str, Any], config: Any) -> Tensor:
     """(tokens, 2): the (row, position) of every token that is neither padding nor masked in the labels."""
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
-    if config.eva_config.use_label_mask and "labels" in inputs:
-        mask = mask & (inputs["labels"] != config.eva_config.label_mask_value)
+    labels = inputs.get("labels") if config.eva_config.use_label_mask else None
+    if labels is not None and labels.shape == mask.shape:  # labels of whole rows mask no tokens
+        mask = mask & (labels != config.eva_config.label_mask_value)
     return mask.nonzero()
 
 
