@@ -65,12 +65,10 @@ def ask(role):
 
 def encode(row, tokenizer):
     """(input ids, labels) of one row in the model's own chat format; only the answer and its end mark are learnt."""
-    chat = [ask(row["role"]), {"role": "assistant", "content": row["prompt"]}]
-    question = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"]
-    ids = tokenizer.apply_chat_template(chat)["input_ids"]
-    ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]  # the template ends with a line break: drop it
-    assert ids[: len(question)] == question
-    return ids, [IGNORE] * len(question) + ids[len(question) :]
+    question = tokenizer.apply_chat_template([ask(row["role"])], add_generation_prompt=True)["input_ids"]
+    # on its own, as it will be generated: tokenised with the question, the two could merge where they meet
+    answer = [*tokenizer(row["prompt"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*question, *answer], [IGNORE] * len(question) + answer
 
 
 def collate(examples, pad):

@@ -12,8 +12,8 @@ from torch import nn
 
 from inlay import registry, status
 from inlay.config import PeftConfig
-from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
 from inlay.core.active import Facts
+from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
 from inlay.core.classes import derive, original_class
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view

@@ -38,6 +38,7 @@ from inlay import (
 )
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
+from inlay.methods.lora import ALoraLinear
 from inlay.registry import registered
 from tests.tiny import HOSTS, ids, net
 
@@ -139,8 +140,10 @@ CASES: dict[type[PeftConfig], dict[str, Make]] = {
     },
 }
 
-# Methods that cannot sit in `Net` (they need a transformer around them), and the test that has them on real ones.
-ELSEWHERE: dict[type[PeftConfig], str] = {
+# Methods that cannot sit in `Net` (they need a transformer around them), or an adapter of one that cannot where the
+# others can, and the test that has them on real ones.
+ELSEWHERE: dict[type[PeftConfig] | type[Adapter], str] = {
+    ALoraLinear: "tests/methods/lora/variants/test_alora.py",  # looks for tokens in integer ids of a model
     AdaptionPromptConfig: "tests/prompt/test_adaption_prompt.py",
     MultitaskPromptTuningConfig: "tests/prompt/test_configs.py",
     PolyConfig: "tests/methods/test_poly.py",  # every call needs task_ids

@@ -104,19 +104,13 @@ REASONS: list[Reason] = [
         "The model has no biases.",
         "has no bias",
         ("BitFitConfig",),
-        lambda m: m.family in {"llama", "mistral", "qwen3"} or (m.family in {"t5", "mt5"} and m.task != "SEQ_CLS"),
+        lambda m: m.family in {"llama", "mistral", "qwen3", "t5", "mt5"},
     ),
     Reason(
         "The targets also project the relative positions, which belong to no row of the batch and so to no task.",
         "task_ids: .* does not fit a batch of 1 rows",
         ("PolyConfig",),
         lambda m: m.family == "deberta-v2",
-    ),
-    Reason(
-        "The default targets include the head's projection to the labels, whose number no `vector_length` divides.",
-        "vector_length=16 is not allowed: expected a divisor of the 3",
-        ("VBLoRAConfig",),
-        lambda m: (m.family, m.task) == ("bart", "SEQ_CLS"),
     ),
 ]
 """The only place that says what does not work. A cell has the first reason that fits it."""

@@ -217,7 +217,7 @@ def test_tasks_that_do_not_fit(given: Any, message: str) -> None:
     view, x = view_of(), inputs()
     with pytest.raises(StateError, match=message):
         view(x) if given is None else view(x, task_ids=given)
-    assert view._inlay.active.task_ids is None
+    assert view._inlay.active.facts.task_ids is None
     view(x, task_ids=TASKS)
 
 

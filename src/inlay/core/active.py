@@ -41,7 +41,7 @@ class Facts(NamedTuple):
     """
 
     task_ids: torch.Tensor | None = None
-    told: Mapping[str, torch.Tensor] = {}  # noqa: RUF012  (nobody writes into it)
+    told: Mapping[str, torch.Tensor] = {}  # read only
 
     def of(self, index: torch.Tensor, count: int) -> Facts:
         """The same of the rows at `index`, out of `count`: an entry may stand for several consecutive rows (beams)."""

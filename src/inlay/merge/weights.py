@@ -132,9 +132,7 @@ def _apply(path: str, host: nn.Module, start: Any, adapters: list[Adapter]) -> d
     with torch.no_grad():
         for adapter in adapters:
             if not adapter.mergeable:
-                raise StateError(
-                    f"{type(adapter).__name__} at {path!r} {adapter.unmergeable}: it cannot be merged."
-                )
+                raise StateError(f"{type(adapter).__name__} at {path!r} {adapter.unmergeable}: it cannot be merged.")
             if isinstance(adapter, TrainedParameters):
                 now.update({k: v.detach() for k, v in adapter.copies.items()})
                 continue

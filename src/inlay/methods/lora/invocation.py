@@ -1,7 +1,7 @@
 """Where in each row of a batch an Activated LoRA is invoked (`variants.alora`).
 
-A *span* (first, end) says of a row that the adapter acts on positions from `first` on, of the `end` that there are so far:
-those in a key-value cache and those of the call. Layers are given the last of them, so they count from the end.
+A *span* (first, end) says of a row that the adapter acts on positions from `first` on, of the `end` that there are so
+far: those in a key-value cache and those of the call. Layers are given the last of them, so they count from the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def spans(tokens: Sequence[int], call: Call) -> Tensor:
         StateError: there are no token ids to look in, or the invocation may be among tokens that are cached.
     """
     given = call.arguments
-    ids, cache = given.get("input_ids", given.get("inputs")), given.get("past_key_values")
+    ids, cache = given.get("input_ids"), given.get("past_key_values")
+    ids = given.get("inputs") if ids is None else ids
     seen = given.get("inputs_embeds") if ids is None else ids
     cached = 0 if cache is None or call.generates else cache.get_seq_length()
     if call.before is not None and isinstance(seen, Tensor):
@@ -58,7 +59,8 @@ def last_occurrence(ids: Tensor, tokens: Sequence[int]) -> Tensor:
     if length < n:
         return torch.zeros_like(ids[:, :1]).sum(1)
     found = (ids.unfold(1, n, 1) == torch.tensor(tokens, device=ids.device)).all(-1)  # (rows, length - n + 1)
-    return (found * torch.arange(1, length - n + 2, device=ids.device)).amax(1).sub(1).neg().add(length) * found.any(1)
+    last: Tensor = (found * torch.arange(length - n + 1, device=ids.device)).amax(1)
+    return (length - last) * found.any(1)
 
 
 def _since(counts: Tensor, end: Any) -> Tensor:

@@ -1,10 +1,10 @@
 """Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397): an adapter that acts from its invocation on.
 
-The invocation is a sequence of tokens, `alora_invocation_tokens`. The adapter acts on its last occurrence in a row and on
-what follows. Keys and values of all that comes before are those of the base, so that a cache of the base's can be gone on
-with, and several such adapters can share one. A row without the invocation is the base's.
+The invocation is a sequence of tokens, `alora_invocation_tokens`. The adapter acts on its last occurrence in a row and
+on what follows. Keys and values of all that comes before are those of the base, so that one can go on with a cache of
+the base's, which several such adapters can share. A row without the invocation is the base's.
 
-Who calls the model says nothing about this: the view looks for the invocation in the token ids (`invocation.spans`).
+The view looks for the invocation in the token ids of each call, and tells the layers (`invocation.spans`).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class ALoraLinear(LoraLinear):
         span = host.active.facts.told.get(name)
         if span is None:
             raise StateError(
-                f"Adapter {name!r} is an Activated LoRA, which acts from its invocation on: a layer of it cannot be run "
-                "without its model. Call the view, not a part of it."
+                f"Adapter {name!r} is an Activated LoRA, which acts from its invocation on, and it is the view that looks "
+                "for that: call the view (get_peft_model), not a part of it or a model that was changed in place."
             )
         if x.dim() != 3 or not len(span) or len(x) % len(span):
             raise StateError(
-                f"Adapter {name!r} is an Activated LoRA, but a layer it sits in is given {tuple(x.shape)} for a batch of "
-                f"{len(span)} rows, where (batch, tokens, features) is needed: leave that layer out of target_modules."
+                f"Adapter {name!r} is an Activated LoRA, but a layer it sits in is given {tuple(x.shape)} for a batch "
+                f"of {len(span)} rows, where it needs (batch, tokens, features): leave it out of target_modules."
             )
         count = (span[:, 1] - span[:, 0]).to(x.device).repeat_interleave(len(x) // len(span))
         m: Tensor = torch.arange(x.shape[1], 0, -1, device=x.device) <= count[:, None]
