@@ -120,7 +120,7 @@ RECIPES: dict[str, dict[str, Recipe | str]] = {
         "DoRA": R("LoraConfig", 2e-4, "2402.09353 table 8", lora(use_dora=True, lora_dropout=0.05)),
         "PiSSA": R("LoraConfig", 2e-4, f"{ALIKE} 2404.02948 5.1", lora(init_lora_weights="pissa")),
         "OLoRA": R("LoraConfig", 2e-4, f"{ALIKE} 2406.01775", lora(init_lora_weights="olora")),
-        "EVA": R("LoraConfig", 2e-4, f"{ALIKE} 2410.07170", lora(init_lora_weights="eva")),
+        "EVA": R("LoraConfig", 2e-4, f"{ALIKE} 2410.07170; q and v", {"r": 16, "lora_alpha": 16, "init_lora_weights": "eva"}),
         "CorDA": R("LoraConfig", 2e-4, f"{ALIKE} 2406.05223", lora(init_lora_weights="corda")),
         "LoRA-GA": R("LoraConfig", 2e-4, f"{ALIKE} 2407.05000", lora(init_lora_weights="lora_ga")),
         "LoRA+": R("LoraConfig", 5e-5, "2402.12354: B 16 times as fast as A", lora(), "LoRA+"),
@@ -350,11 +350,13 @@ def evaluate(model: Any, batches: list[dict[str, Any]]) -> tuple[float, float]:
     return total / count, right / rows
 
 
-def view_for(task: Task, recipe: Recipe, steps: int, sample: list[dict[str, Any]]) -> Any:
-    """A view of the base with the recipe's adapter. Inits that look at data see `sample`."""
+def view_for(task: Task, recipe: Recipe, steps: int, device: str) -> Any:
+    """A view of the base with the recipe's adapter. Inits that look at data see the first 32 rows."""
     fields = {name: value(steps) if callable(value) else value for name, value in recipe.fields.items()}
     config = getattr(inlay, recipe.config)(task_type=task.task_type, **fields)
     init, base = fields.get("init_lora_weights"), task.base
+    looks = init in ("corda", "eva", "lora_ga")
+    sample = [moved(task.batch(task.train[i : i + 4]), device) for i in range(0, 32, 4) if looks and task.train[i:]]
     if init == "corda":
         with torch.no_grad():
             inlay.preprocess_corda(base, config, lambda: [base(**batch) for batch in sample])
@@ -399,7 +401,7 @@ def train(task: Task, recipe: Recipe | None, seed: int, held: list[dict[str, Any
     indices = order(len(task.train), args.batch, steps, seed)
     stream = [moved(task.batch([task.train[i] for i in rows]), device) for rows in indices]
     torch.manual_seed(seed)
-    model = view_for(task, recipe, steps, stream[:8]) if view else copy_for(task, recipe, args.dtype)
+    model = view_for(task, recipe, steps, device) if view else copy_for(task, recipe, args.dtype)
     autocast = not view and args.dtype != torch.float32 and recipe is not None  # float32 copy, trained in 16 bits
     before, accuracy = evaluate(model, held)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from inlay import LoraConfig, get_peft_model
-from inlay.core.active import ActiveAdapters
+from inlay.core.active import ActiveAdapters, Facts
 from inlay.errors import StateError
 from tests.tiny import scramble
 
@@ -135,3 +135,26 @@ def test_names_are_a_copy() -> None:
     twin = copy.deepcopy(active)
     twin.set([])
     assert active.names == ("a",)
+
+
+def test_facts_of_some_rows() -> None:
+    facts = Facts(torch.tensor([5, 6, 7]), {"a": torch.tensor([[1, 2], [3, 4], [5, 6]])})
+    some = facts.of(torch.tensor([2, 0]), 3)
+    assert some.task_ids is not None and some.task_ids.tolist() == [7, 5]
+    assert some.told["a"].tolist() == [[5, 6], [1, 2]]
+    beams = facts.of(torch.tensor([0, 1, 4, 5]), 6)
+    assert beams.task_ids is not None and beams.task_ids.tolist() == [5, 5, 7, 7]
+    unfit = facts.of(torch.tensor([0]), 4)
+    assert unfit.task_ids is facts.task_ids, "left to the adapter, which says so"
+    assert Facts().of(torch.tensor([0]), 4) == Facts()
+
+
+def test_facts_of_a_call_end_with_it() -> None:
+    active = ActiveAdapters()
+    with active.switched(facts=Facts(torch.tensor([1]))):
+        with active.switched(disabled=True):
+            assert active.facts.task_ids is not None
+        with pytest.raises(ZeroDivisionError), active.switched(facts=Facts()):
+            _ = 1 / (0 if active.facts == Facts() else 1)
+        assert active.facts.task_ids is not None
+    assert active.facts == Facts()

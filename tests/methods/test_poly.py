@@ -169,6 +169,46 @@ def test_under_autocast_it_runs() -> None:
     close(y.float(), view(x, task_ids=TASKS), 0.05, 0.05)
 
 
+def test_tasks_go_with_their_rows_in_a_mixed_batch() -> None:
+    view, x = scramble(view_of(), 0.5), inputs()
+    view.add_adapter("other", PolyConfig(**FIELDS))
+    view.set_adapter("other")
+    scramble(view, 0.5, seed=3)
+    names = ["other", "default", "__base__", "default"]
+    mixed = view(x, task_ids=TASKS, adapter_names=names)
+    for row, name in enumerate(names):
+        if name != "__base__":
+            view.set_adapter(name)
+        model, given = (view.unload(), {}) if name == "__base__" else (view, {"task_ids": TASKS[row : row + 1]})
+        close(mixed[row], model(x[row : row + 1], **given)[0])
+    twice = view(x.repeat_interleave(2, 0), task_ids=TASKS, adapter_names=names)
+    close(twice, mixed.repeat_interleave(2, 0))
+    with pytest.raises(StateError, match=r"task_ids: \(3,\) .* does not fit a batch of 1 rows"):
+        view(x, task_ids=TASKS[:3], adapter_names=names)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_recomputed_in_backward_knows_the_tasks_of_its_forward_pass(reentrant: bool) -> None:
+    class Recomputed(Wrapped):
+        recomputes = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            run = super().forward
+            return checkpoint(run, x, use_reentrant=reentrant) if self.recomputes else run(x)  # type: ignore[no-any-return]
+
+    view = scramble(get_peft_model(Recomputed(dtype=torch.float64).eval(), PolyConfig(**FIELDS)), 0.5)
+    x, tasks = inputs().requires_grad_(), (TASKS, TASKS.flip(0))
+    trained = [p for p in view.parameters() if p.requires_grad]
+    expected = [torch.autograd.grad(view(x, task_ids=t).square().sum(), trained) for t in tasks]
+    view.recomputes = True
+    values = [view(x, task_ids=t).square().sum() for t in tasks]
+    for value, grads in zip(values, expected, strict=True):
+        view.zero_grad()
+        value.backward()
+        for p, grad in zip(trained, grads, strict=True):
+            close(p.grad, grad)
+
+
 def test_beside_lora_switching_and_deleting() -> None:
     view, x = scramble(view_of()), inputs()
     y = view(x, task_ids=TASKS)

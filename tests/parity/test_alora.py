@@ -1,7 +1,7 @@
 """Activated LoRA beside peft's: numbers, files both ways, and what is generated with a cache.
 
-peft leaves the adapter off in a row without the invocation, as Inlay does. Without a cache, and with beams, peft does not
-generate the same or at all (`tests/methods/lora/variants/test_alora.py` has these).
+Both leave the adapter off in a row without the invocation. Without a cache peft generates something else, and with
+beams nothing: `tests/methods/lora/variants/test_alora.py` has these.
 """
 
 from __future__ import annotations
@@ -85,3 +85,19 @@ def test_beside_lora_and_the_base_in_one_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         found, expected = (model.eval()(input_ids=ids, adapter_names=names).logits for model in (mine, theirs))
     assert (found - expected).abs().max() < 1e-5
+
+
+def test_where_peft_does_otherwise(tmp_path: Path) -> None:
+    """It counts from the end of a text that grows if there is no cache, and has no beams."""
+    base = FAMILIES["llama"].base()
+    theirs, ids = of_peft(base, config("llama"), tmp_path), invoked(0)["input_ids"]
+    mine = into_inlay(base, tmp_path)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+    given |= {"max_new_tokens": 4, "min_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
+    cached, found, expected = (
+        model.generate(**given, use_cache=used).logits[1]
+        for model, used in ((mine, True), (mine, False), (theirs, False))
+    )
+    assert (found - cached).abs().max() < 1e-5 < 1e-2 < (expected - cached).abs().max()
+    with pytest.raises(ValueError, match="Beam search not yet supported for aLoRA"):
+        theirs.generate(**given, num_beams=2)

@@ -80,7 +80,8 @@ def _counts(offsets: Any, seen: Tensor) -> Tensor:
             f"alora_offsets has {tuple(offsets.shape)} {offsets.dtype} for a batch of {seen.shape[0]} rows: give each "
             "row the number of its last tokens that are adapted, or None."
         )
-    return offsets.to(seen.device)
+    counts: Tensor = offsets.to(seen.device)
+    return counts
 
 
 def _check_found(counts: Tensor, rows: Sequence[int] | None, cached: Any) -> None:

@@ -298,10 +298,11 @@ def test_eva_leaves_the_model_as_it_was() -> None:
     assert not any(m._forward_pre_hooks for m in base.modules())
 
 
-def test_eva_on_a_view_for_a_task_whose_head_the_model_lacks() -> None:
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["a", "b", "c"], r=2, init_lora_weights="eva")
-    view = get_peft_model(Two().eval(), config)
-    assert set(view.peft_config["default"].modules_to_save) == {"classifier", "score"}
+def test_eva_on_a_view_for_a_task_whose_heads_the_model_lacks() -> None:
+    base, heads = Two().eval(), ["classifier", "score"]
+    base.classifier = nn.Linear(4, 2)  # and no "score", which peft's configs name too
+    fields: dict[str, Any] = {"target_modules": ["a", "b", "c"], "modules_to_save": heads, "r": 2}
+    view = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", init_lora_weights="eva", **fields))
     assert set(get_eva_state_dict(view, batches(), **EVERYTHING)) == {"a", "b", "c"}
 
 

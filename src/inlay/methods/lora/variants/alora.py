@@ -4,7 +4,9 @@ The invocation is a sequence of tokens, `alora_invocation_tokens`. The adapter a
 on what follows. Keys and values of all that comes before are those of the base, so that one can go on with a cache of
 the base's, which several such adapters can share. A row without the invocation is the base's.
 
-The view looks for the invocation in the token ids of each call, and tells the layers (`invocation.spans`).
+The view looks for the invocation in the token ids of each call, and tells the layers (`invocation.spans`). A row is one
+text: where several are packed into one, the last invocation is that of all. Layers that see other things, such as those
+of an image encoder, are no targets for it.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class ALoraLinear(LoraLinear):
         span = host.active.facts.told.get(name)
         if span is None:
             raise StateError(
-                f"Adapter {name!r} is an Activated LoRA, which acts from its invocation on, and it is the view that looks "
-                "for that: call the view (get_peft_model), not a part of it or a model that was changed in place."
+                f"Adapter {name!r} is an Activated LoRA, which acts from its invocation on. The view looks for that: "
+                "call the view (get_peft_model), not a part of it or a model that was changed in place."
             )
         if x.dim() != 3 or not len(span) or len(x) % len(span):
             raise StateError(
