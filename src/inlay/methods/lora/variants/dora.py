@@ -7,8 +7,9 @@ making B A, let alone a product with an identity matrix:
 
     n^2 = ||W||^2 + 2 s <W A^T, B> + s^2 <B (A A^T), B>      (sums over each row; W A^T: (out, r), A A^T: (r, r))
 
-in float32 at least. With y the output that LoRA gives, W x + s B A x + b, DoRA's is y + (m / n - 1) (y - b): backward
-goes through y alone, and where 16 bits are coarse, near 1, they are not asked for m / n.
+in float32 at least; a 16-bit W is read as it is, not widened. With y the output that LoRA gives, W x + s B A x + b,
+DoRA's is y + (m / n - 1) (y - b): backward goes through y alone, and where 16 bits are coarse, near 1, they are not
+asked for m / n.
 
 W is read for n in every forward pass. The base's weight is shared, and may change under a view without notice
 (`load_state_dict`, `.data`), so ||W|| is not remembered; to generate much text, merge.
@@ -33,8 +34,6 @@ from inlay.methods.lora.inits import check_readable
 from inlay.methods.lora.linear import LoraLinear
 from inlay.methods.lora.lowrank import LowRank
 from inlay.registry import adapter
-
-_BLOCK = 1 << 22  # entries of a 16-bit weight that are widened at a time
 
 
 class Dora(LowRank):
@@ -88,16 +87,20 @@ class Dora(LowRank):
 
 
 def row_norms(w: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """||W + s B A|| of each row, in A's dtype.   W: (g, rows, columns)   A: (g, r, columns)   B: (g, rows, r)"""
-    rows = w.shape[1] if w.dtype == a.dtype else max(1, _BLOCK // max(1, w.shape[0] * w.shape[2]))
-    square = []
-    for part, up in zip(torch.split(w, rows, 1), torch.split(b, rows, 1), strict=True):
-        wide = part.to(a.dtype)
-        mixed = (torch.bmm(wide, a.mT) * up).sum(-1)
-        own = (torch.bmm(up, torch.bmm(a, a.mT)) * up).sum(-1)
-        square.append(torch.linalg.vector_norm(wide, dim=-1).square() + 2 * scale * mixed + scale**2 * own)
-    tiny = torch.finfo(a.dtype).tiny
-    return torch.cat(square, 1).clamp_min(tiny).sqrt()
+    """||W + s B A|| of each row, in A's dtype.   W: (g, rows, columns)   A: (g, r, columns)   B: (g, rows, r)
+
+    A 16-bit W is read as it is, with A as the sum of two 16-bit matrices: what is rounded is a small part of n^2.
+    """
+    if w.dtype == a.dtype:
+        product = torch.bmm(w, a.mT)
+    else:
+        high = a.to(w.dtype)
+        low = (a - high.to(a.dtype)).to(w.dtype)
+        product = torch.bmm(w, torch.cat([high, low], 1).mT).to(a.dtype).unflatten(-1, (2, -1)).sum(-2)
+    mixed = (product * b).sum(-1)
+    own = (torch.bmm(b, torch.bmm(a, a.mT)) * b).sum(-1)
+    length = torch.linalg.vector_norm(w, dim=-1, dtype=a.dtype)
+    return (length.square() + 2 * scale * mixed + scale**2 * own).clamp_min(torch.finfo(a.dtype).tiny).sqrt()
 
 
 @adapter(LoraConfig, "linear", variant="dora")
