@@ -219,6 +219,7 @@ def test_a_copy_is_equal_and_independent(make: Make, how: str) -> None:
 
 
 @METHODS
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # at graph breaks
 def test_it_compiles_to_one_graph(make: Make) -> None:
     view = scramble(view_of(make, net(dtype=torch.float64)))
     torch._dynamo.reset()

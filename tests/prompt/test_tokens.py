@@ -14,7 +14,7 @@ from torch import Tensor
 from inlay import LoraConfig, PeftModel, get_peft_model
 from inlay.errors import InlayWarning, StateError, TargetError
 from tests.prompt.models import DECODERS, ENCODERS, METHODS, SEQ2SEQ, P, checkpointed, head_of, model_of, rows, view_of
-from tests.tiny import close, net, same, snapshot
+from tests.tiny import close, net, older, same, snapshot
 
 KINDS = ["prompt", "p-tuning", "prefix"]
 EVERY = pytest.mark.parametrize("method", list(METHODS))
@@ -223,6 +223,7 @@ def test_without_its_training_state_a_computed_prompt_cannot_be_trained_on(metho
 
 
 @EVERY
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # at graph breaks
 def test_copies_pickles_and_compiles(method: str) -> None:
     view = view_of(model_of("Llama", "ForCausalLM", dtype=torch.float32), method, "CAUSAL_LM")
     batch = rows(6, 4)
@@ -235,7 +236,8 @@ def test_copies_pickles_and_compiles(method: str) -> None:
     if method == "lstm":
         return  # torch does not trace an nn.LSTM
     torch._dynamo.reset()
-    compiled = torch.compile(view, fullgraph=True, backend="eager")
+    whole = method in KINDS[:2] or not older("torch", "2.12")  # before, a host with children cannot be traced
+    compiled = torch.compile(view, fullgraph=whole, backend="eager")
     close(compiled(**batch).logits, y, 1e-5, 1e-5)
 
 
