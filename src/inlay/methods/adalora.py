@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
-from inlay.core.host import Site, is_transposed, kind_of
+from inlay.core.host import Site
 from inlay.errors import ConfigError, InlayWarning, StateError
 from inlay.methods.factored import Factored, device_of
+from inlay.methods.layout import LayoutConfig
+from inlay.methods.lora.config import LoraConfig
 from inlay.methods.targets import WIDER
 from inlay.registry import adapter
 
@@ -22,7 +23,7 @@ _FACTORS = ("A", "B", "E")
 
 
 @dataclass
-class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
+class AdaLoraConfig(LayoutConfig, peft_type="ADALORA"):
     r"""W' = W + s B diag(E) A with s = alpha / (init_r + 1e-5), where training sets ever more entries of E to zero.
 
     A: (r, in)   B: (out, r)   E: (r, 1), starts at 0
@@ -45,7 +46,6 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
         rank_pattern: which entries of E are kept, `{path + ".lora_E": [True, ...]}`; training writes it. Files hold the
             kept ones only, whose number is fixed once such a file is loaded for inference.
         r: has no effect, as in peft: the ranks are `init_r` and `target_r`.
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known, for other readers.
 
     Raises:
         ConfigError: a field has a value that is not allowed.
@@ -55,7 +55,6 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
     lora_alpha: float = 8
     lora_dropout: float = 0.0
     init_lora_weights: bool = True
-    fan_in_fan_out: bool = False
     target_r: int = 8
     init_r: int = 12
     tinit: int = 0
@@ -69,29 +68,14 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
 
     progress: ClassVar[tuple[str, ...]] = ("rank_pattern",)
     unsupported: ClassVar[Mapping[str, object]] = {
+        **LoraConfig.unsupported,
         "bias": "none",
         "use_rslora": False,
-        "alpha_pattern": {},
-        "trainable_token_indices": None,
         "use_dora": False,
         "lora_bias": False,
-        "use_qalora": False,
-        "qalora_group_size": 16,
-        "use_bdlora": None,
-        "layer_replication": None,
-        "target_parameters": None,
-        "ensure_weight_tying": False,
-        "megatron_config": None,
-        "megatron_core": "megatron.core",
-        "loftq_config": {},
-        "eva_config": None,
-        "corda_config": None,
-        "lora_ga_config": None,
-        "arrow_config": None,
+        "alpha_pattern": {},
+        **dict.fromkeys(("trainable_token_indices", "eva_config", "corda_config", "lora_ga_config")),
         "alora_invocation_tokens": None,
-        "kasa_config": None,
-        "monteclora_config": None,
-        "velora_config": None,
     }
 
     def __post_init__(self) -> None:
@@ -117,7 +101,6 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
             check_number(name, getattr(self, name), 0.0, 1.0)
             if getattr(self, name) in (0, 1):
                 raise ConfigError.of(name, getattr(self, name), "a number between 0 and 1")
-        check_bool("fan_in_fan_out", self.fan_in_fan_out)
         check_bool("init_lora_weights", self.init_lora_weights)
         if self.r != 8:
             warnings.warn(
@@ -146,11 +129,6 @@ class AdaLoraConfig(AdapterConfig, peft_type="ADALORA"):
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ["query", "key", "value", "dense"] if model_type == "roberta" else WIDER.get(model_type or "")
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        linear = [host for host in hosts if kind_of(host) == "linear"]
-        self.fan_in_fan_out = bool(linear) and all(map(is_transposed, linear))
 
     def budget(self, step: int, start: int, target: int) -> int | None:
         """How many entries of E are kept after `step`, of `start` at first and `target` at last; None: no masking."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number, check_patterns
-from inlay.config import AdapterConfig
-from inlay.core.host import Site, is_transposed
+from inlay.core.host import Site
 from inlay.core.targets import pattern_value
 from inlay.errors import ConfigError
 from inlay.methods.additive import Additive
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.targets import ATTENTION
 from inlay.registry import adapter
 
 
 @dataclass
-class FourierFTConfig(AdapterConfig, peft_type="FOURIERFT"):
+class FourierFTConfig(LayoutConfig, peft_type="FOURIERFT"):
     r"""W' = W + s Re(F^-1(S)), F^-1 the two-dimensional inverse discrete Fourier transform.
 
     Args:
@@ -31,8 +31,6 @@ class FourierFTConfig(AdapterConfig, peft_type="FOURIERFT"):
         init_weights: True: S starts at zero. False (the paper's choice): normal, so that the adapter does not start as
             the identity.
         n_frequency_pattern: module name or regex -> its own n_frequency.
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
-            from the layers, this is for other readers of the file.
 
     Raises:
         ConfigError: a field has a value that is not allowed.
@@ -41,7 +39,6 @@ class FourierFTConfig(AdapterConfig, peft_type="FOURIERFT"):
     n_frequency: int = 1000
     scaling: float = 150.0
     random_loc_seed: int | None = 777
-    fan_in_fan_out: bool = False
     n_frequency_pattern: dict[str, int] = field(default_factory=dict)
     init_weights: bool = False
 
@@ -52,13 +49,8 @@ class FourierFTConfig(AdapterConfig, peft_type="FOURIERFT"):
         check_count("n_frequency", self.n_frequency)
         check_number("scaling", self.scaling)
         check_int("random_loc_seed", self.random_loc_seed, 0)
-        check_bool("fan_in_fan_out", self.fan_in_fan_out)
         check_bool("init_weights", self.init_weights)
         check_patterns("n_frequency_pattern", self.n_frequency_pattern, check_count)
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        self.fan_in_fan_out = all(map(is_transposed, hosts))
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         own = {"gpt2": ["mlp.c_proj"], "gpt_bigcode": ["mlp.c_proj"]}  # square layers of one shape only

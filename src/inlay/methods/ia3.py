@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_names
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
-from inlay.core.host import Site, is_transposed, kind_of
+from inlay.core.host import Site
 from inlay.core.regex import within_limits
 from inlay.core.targets import matches_name, meant_by
 from inlay.errors import ConfigError, TargetError
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.targets import IA3
 from inlay.registry import adapter
 
 
 @dataclass
-class IA3Config(AdapterConfig, peft_type="IA3"):
+class IA3Config(LayoutConfig, peft_type="IA3"):
     r"""y = l * (W x + b), in feed-forward layers y = W (l * x) + b.   l: (out,), there (in,)
 
     Without `target_modules` these are keys, values and the second layer of the feed-forward block, as in the paper; for
@@ -30,8 +30,6 @@ class IA3Config(AdapterConfig, peft_type="IA3"):
         feedforward_modules: those targets whose input is scaled, named as in `target_modules`, or by a regular
             expression; None takes the model type's default. A name also means the modules that end in it in mid-word,
             as in peft.
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
-            from the layers, this is for other readers of the file.
         init_ia3_weights: True: l is 1, the identity. False: normal, for tests.
 
     Raises:
@@ -40,12 +38,10 @@ class IA3Config(AdapterConfig, peft_type="IA3"):
     """
 
     feedforward_modules: list[str] | str | None = None
-    fan_in_fan_out: bool = False
     init_ia3_weights: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bool("fan_in_fan_out", self.fan_in_fan_out)
         check_bool("init_ia3_weights", self.init_ia3_weights)
         self.feedforward_modules = inner = check_names("feedforward_modules", self.feedforward_modules)
         if isinstance(inner, list) and isinstance(self.target_modules, list):
@@ -113,12 +109,6 @@ class IA3Config(AdapterConfig, peft_type="IA3"):
         if isinstance(inner, str):
             return within_limits(inner, "feedforward_modules")(path)
         return path.endswith(tuple(inner))
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        linear = [host for host in hosts if kind_of(host) == "linear"]
-        if linear:
-            self.fan_in_fan_out = all(map(is_transposed, linear))
 
 
 @adapter(IA3Config, "linear", "conv1d", "conv2d", "conv3d")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
-from inlay.core.host import Site, is_transposed
+from inlay.core.host import Site
 from inlay.methods.factored import Factored, device_of
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.targets import ATTENTION
 from inlay.registry import adapter
 
 
 @dataclass
-class RandLoraConfig(AdapterConfig, peft_type="RANDLORA"):
+class RandLoraConfig(LayoutConfig, peft_type="RANDLORA"):
     r"""W' = W + s sum over j of B_j diag(l_j) A diag(g_j) with s = alpha / r and n = ceil(min(in, out) / r) bases.
 
     A: (r, min(in, out))   B_j: (max(in, out), r)   l_j: (r,), starts at 0   g_j: (min(in, out),)
@@ -36,7 +36,6 @@ class RandLoraConfig(AdapterConfig, peft_type="RANDLORA"):
             once more; without them the file is small, and they are made again from the seed.
         randlora_dropout: probability of zeroing an input in training.
         init_weights: False: l starts normal, so that the adapter is not the identity (for tests).
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known, for other readers.
 
     Raises:
         ConfigError: a field has a value that is not allowed.
@@ -48,7 +47,6 @@ class RandLoraConfig(AdapterConfig, peft_type="RANDLORA"):
     sparse: bool = False
     very_sparse: bool = False
     randlora_dropout: float = 0.0
-    fan_in_fan_out: bool = False
     randlora_alpha: float = 640
     init_weights: bool = True
 
@@ -60,15 +58,11 @@ class RandLoraConfig(AdapterConfig, peft_type="RANDLORA"):
         check_int("projection_prng_key", self.projection_prng_key, 0)
         check_number("randlora_dropout", self.randlora_dropout, 0.0, 1.0)
         check_number("randlora_alpha", self.randlora_alpha)
-        for name in ("save_projection", "sparse", "very_sparse", "fan_in_fan_out", "init_weights"):
+        for name in ("save_projection", "sparse", "very_sparse", "init_weights"):
             check_bool(name, getattr(self, name))
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ATTENTION.get(model_type or "")
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        self.fan_in_fan_out = all(map(is_transposed, hosts))
 
     def bank(self, sites: Sequence[Site]) -> Bases:
         return Bases(self, sites)

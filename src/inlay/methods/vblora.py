@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
-from inlay.core.host import Site, is_transposed
+from inlay.core.host import Site
 from inlay.errors import ConfigError
 from inlay.methods.factored import Factored, device_of
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.targets import WIDER
 from inlay.registry import adapter
 
@@ -22,7 +22,7 @@ _INDEX_DTYPES = ((2**8, torch.uint8), (2**15, torch.int16), (2**31, torch.int32)
 
 
 @dataclass
-class VBLoRAConfig(AdapterConfig, peft_type="VBLORA"):
+class VBLoRAConfig(LayoutConfig, peft_type="VBLORA"):
     r"""W' = W + B A, the rows of A and the columns of B cut into pieces, each a mixture of k vectors of one bank V.
 
     V: (h, l)   A: (r, in)   B: (out, r)   piece = sum over the k largest logits i of softmax(logits)_i V_i
@@ -37,7 +37,6 @@ class VBLoRAConfig(AdapterConfig, peft_type="VBLORA"):
         vblora_dropout: probability of zeroing an input of A in training.
         init_vector_bank_bound: V starts uniform between plus and minus this.
         init_logits_std: standard deviation of the initial logits. A new adapter is close to the identity, not equal.
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known, for other readers.
 
     Raises:
         ConfigError: a field has a value that is not allowed, or `vector_length` does not divide a layer's size.
@@ -49,7 +48,6 @@ class VBLoRAConfig(AdapterConfig, peft_type="VBLORA"):
     topk: int = 2
     save_only_topk_weights: bool = False
     vblora_dropout: float = 0.0
-    fan_in_fan_out: bool = False
     init_vector_bank_bound: float = 0.02
     init_logits_std: float = 0.1
 
@@ -65,14 +63,9 @@ class VBLoRAConfig(AdapterConfig, peft_type="VBLORA"):
         check_number("init_vector_bank_bound", self.init_vector_bank_bound, 0.0)
         check_number("init_logits_std", self.init_logits_std, 0.0)
         check_bool("save_only_topk_weights", self.save_only_topk_weights)
-        check_bool("fan_in_fan_out", self.fan_in_fan_out)
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return WIDER.get(model_type or "")
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        self.fan_in_fan_out = all(map(is_transposed, hosts))
 
     def bank(self, sites: Sequence[Site]) -> VectorBank:
         return VectorBank(self, sites[0])

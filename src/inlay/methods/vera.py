@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
-from inlay.core.host import Site, is_transposed
+from inlay.core.host import Site
 from inlay.methods.factored import Factored, device_of
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.targets import ATTENTION
 from inlay.registry import adapter
 
 
 @dataclass
-class VeraConfig(AdapterConfig, peft_type="VERA"):
+class VeraConfig(LayoutConfig, peft_type="VERA"):
     r"""W' = W + diag(b) B diag(d) A; A and B are random, frozen, and shared by all layers; d and b are trained.
 
     A: (r, in)   B: (out, r)   d: (r,), starts at `d_initial`   b: (out,), starts at 0
@@ -34,7 +34,6 @@ class VeraConfig(AdapterConfig, peft_type="VERA"):
         vera_dropout: probability of zeroing an input of A in training.
         d_initial: the initial value of d.
         init_weights: False: b starts at 1 and d normal, so that the adapter is not the identity (for tests).
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known, for other readers.
 
     Raises:
         ConfigError: a field has a value that is not allowed.
@@ -45,7 +44,6 @@ class VeraConfig(AdapterConfig, peft_type="VERA"):
     save_projection: bool = True
     vera_dropout: float = 0.0
     d_initial: float = 0.1
-    fan_in_fan_out: bool = False
     init_weights: bool = True
 
     unsupported: ClassVar[Mapping[str, object]] = {"bias": "none"}
@@ -56,15 +54,11 @@ class VeraConfig(AdapterConfig, peft_type="VERA"):
         check_int("projection_prng_key", self.projection_prng_key, 0)
         check_number("vera_dropout", self.vera_dropout, 0.0, 1.0)
         check_number("d_initial", self.d_initial)
-        for name in ("save_projection", "fan_in_fan_out", "init_weights"):
+        for name in ("save_projection", "init_weights"):
             check_bool(name, getattr(self, name))
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ["q_proj", "v_proj"] if model_type == "phi" else ATTENTION.get(model_type or "")
-
-    def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
-        super().note(heads, hosts)
-        self.fan_in_fan_out = all(map(is_transposed, hosts))
 
     def bank(self, sites: Sequence[Site]) -> Projections:
         return Projections(self, sites)

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_choice, check_indices, check_int, check_number, check_patterns
-from inlay.config import AdapterConfig
 from inlay.core.active import Call
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
-from inlay.core.host import end_of, is_transposed, kind_of
+from inlay.core.host import end_of, kind_of
 from inlay.core.targets import matches_name, pattern_value
 from inlay.errors import ConfigError, InlayWarning, TargetError
+from inlay.methods.layout import LayoutConfig
 from inlay.methods.lora.inits import FROM_DATA, Prepared, is_anchored
 from inlay.methods.lora.inits.corda import CordaConfig
 from inlay.methods.lora.inits.eva import EvaConfig
@@ -35,7 +35,7 @@ _PARTS: dict[str, Any] = {"eva": EvaConfig, "corda": CordaConfig, "lora_ga": Lor
 
 
 @dataclass
-class LoraConfig(AdapterConfig, peft_type="LORA"):
+class LoraConfig(LayoutConfig, peft_type="LORA"):
     r"""W' = W + s B A with s = alpha / r, or alpha / sqrt(r) with `use_rslora`.
 
     A: (r, in)   B: (out, r)   r: rank   alpha: `lora_alpha`
@@ -56,8 +56,6 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
         alora_invocation_tokens: Activated LoRA (`variants.alora`): the adapter acts on these tokens, where they occur
             last in a row, and on all that follow; before, and in rows without them, the model is its base.
         rank_pattern, alpha_pattern: module name or regex -> its own r, alpha.
-        fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
-            from the layers, this is for other readers of the file.
         trainable_token_indices: rows of the input embedding to train in full, or a dict from embedding name to rows.
 
     Raises:
@@ -74,7 +72,6 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    fan_in_fan_out: bool = False
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     eva_config: EvaConfig | dict[str, Any] | None = None
     corda_config: CordaConfig | dict[str, Any] | None = None
@@ -82,8 +79,8 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     alora_invocation_tokens: list[int] | None = None
 
     circumstances: ClassVar[tuple[str, ...]] = (
-        *AdapterConfig.circumstances,
-        *("init_lora_weights", "lora_dropout", "fan_in_fan_out"),
+        *LayoutConfig.circumstances,
+        *("init_lora_weights", "lora_dropout"),
     )
     unsupported: ClassVar[Mapping[str, object]] = {
         "use_qalora": False,
@@ -118,7 +115,7 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
             )
         if not is_anchored(self.init_lora_weights):
             check_choice("init_lora_weights", self.init_lora_weights, INITS)
-        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
+        for name in ("use_rslora", "use_dora", "lora_bias"):
             check_bool(name, getattr(self, name))
         self._check_parts()
         self._check_invocation()
@@ -231,9 +228,6 @@ class LoraConfig(AdapterConfig, peft_type="LORA"):
     def note(self, heads: Collection[str], hosts: Sequence[Any]) -> None:
         super().note(heads, hosts)
         self.saved_plain = self.init_lora_weights in FROM_DATA  # the file has no data to find the anchor again
-        linear = [host for host in hosts if kind_of(host) == "linear"]
-        if linear:
-            self.fan_in_fan_out = all(map(is_transposed, linear))
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ATTENTION.get(model_type or "")

@@ -96,11 +96,13 @@ def row_norms(w: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     else:
         high = a.to(w.dtype)
         low = (a - high.to(a.dtype)).to(w.dtype)
-        product = torch.bmm(w, torch.cat([high, low], 1).mT).to(a.dtype).unflatten(-1, (2, -1)).sum(-2)
+        both = torch.bmm(w, torch.cat([high, low], 1).mT).to(a.dtype)
+        product = both[..., : a.shape[1]] + both[..., a.shape[1] :]
     mixed = (product * b).sum(-1)
     own = (torch.bmm(b, torch.bmm(a, a.mT)) * b).sum(-1)
     length = torch.linalg.vector_norm(w, dim=-1, dtype=a.dtype)
-    return (length.square() + 2 * scale * mixed + scale**2 * own).clamp_min(torch.finfo(a.dtype).tiny).sqrt()
+    square: Tensor = length.square() + 2 * scale * mixed + scale**2 * own
+    return square.clamp_min(torch.finfo(a.dtype).tiny).sqrt()
 
 
 @adapter(LoraConfig, "linear", variant="dora")
