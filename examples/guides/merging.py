@@ -95,7 +95,7 @@ for name in facts:
 print(f"saved: {common.size_of(folder)}; loaded again: the same losses")
 
 # %% [markdown]
-# ## Switch, combine, merge
+# ## Switch, combine, weigh, merge
 #
 # Active together, adapters add up: $W' = W + s_a B_a A_a + s_b B_b A_b$. They were not trained to be together: the
 # sum knows more than the base of both, and less of each than its own adapter. `merge_adapter` writes that into copies
@@ -111,6 +111,14 @@ for name in facts:
 again.set_adapter(["capital", "coin"])
 together = losses(again)
 table.append(("both active", *together))
+
+# Weighed: one new adapter, its rank the sum of the ranks, its change the weighted sum of theirs.
+for share in (0.75, 0.5, 0.25):
+    again.add_weighted_adapter(["capital", "coin"], [share, 1 - share], "weighed", combination_type="cat")
+    again.set_adapter("weighed")
+    table.append((f"weighed {share:g} : {1 - share:g}", *losses(again)))
+    again.delete_adapter("weighed")
+again.set_adapter(["capital", "coin"])
 
 sample = common.on_device(collate(rows["coin"][:4]))
 with torch.no_grad():

@@ -168,6 +168,14 @@ class PeftModel(Composite):
         """Removes an adapter. If it was the only active one, the view answers as its base."""
         self._inlay.remove(adapter_name)
 
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, **how: Any
+    ) -> None:
+        """Adds an adapter that is a weighted sum of others; see `inlay.merge.arithmetic`."""
+        from inlay.merge.arithmetic import add_weighted_adapter
+
+        add_weighted_adapter(self, adapters, weights, adapter_name, **how)
+
     def load_adapter(
         self,
         model_id: str,
