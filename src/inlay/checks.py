@@ -34,6 +34,11 @@ def check_int(name: str, value: object, low: int) -> None:
         raise ConfigError.of(name, value, f"an integer of at least {low}")
 
 
+def check_positive(name: str, value: object) -> None:
+    """Raises ConfigError unless `value` is an integer of at least 1."""
+    check_int(name, value, 1)
+
+
 def check_number(name: str, value: object, low: float = -1e6, high: float = 1e6) -> None:
     """Raises ConfigError unless `value` is a finite number in [low, high]."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

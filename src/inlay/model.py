@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -14,7 +13,8 @@ from inlay import registry, status
 from inlay.config import PeftConfig
 from inlay.core.active import Facts
 from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
-from inlay.core.classes import derive, original_class
+from inlay.core.classes import derive
+from inlay.core.host import call_names
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
@@ -93,7 +93,7 @@ class PeftModel(Composite):
     @contextmanager
     def _per_row(self, args: Sequence[Any], kwargs: dict[str, Any], generates: bool = False) -> Iterator[None]:
         """Takes what is said of single rows out of a call's arguments; it holds until the block ends."""
-        names = () if len(args) < 2 else tuple(inspect.signature(original_class(self).forward).parameters)[2:]
+        names = () if len(args) < 2 else call_names(self)[1:]
         arguments = {**dict(zip(("input_ids", *names), args, strict=False)), **kwargs}
         rows, tasks, _ = (kwargs.pop(name, None) for name in PER_ROW)
         active = self._inlay.active

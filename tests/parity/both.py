@@ -135,6 +135,19 @@ def losses(model: Any, batches: list[Mapping[str, Tensor]], lr: float = 3e-3) ->
     return torch.stack(found)
 
 
+def losses_of(model: Any, x: Tensor) -> Tensor:
+    """The mean squares of a plain model's output, over the steps of AdamW that lower them."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    found = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
 def layout(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What the weight file holds: key -> (dtype, shape)."""
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:

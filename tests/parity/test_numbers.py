@@ -1,4 +1,4 @@
-"""From the same adapter weights: logits, adapter gradients, and the losses of 20 AdamW steps.
+"""From the same adapter weights: logits, adapter gradients, losses_of, and the losses of 20 AdamW steps.
 
 In float32 to 1e-5, and in float64 to 1e-9, the weights after training included. Those are not compared in float32:
 where a gradient is zero in exact arithmetic (a bias before a softmax), AdamW makes steps of full size of its rounding.
@@ -16,7 +16,7 @@ import torch
 
 import inlay
 
-from .both import STEPS, agree, compare, gradients, into_inlay, of_peft, peft, same_tensors
+from .both import agree, compare, gradients, into_inlay, losses_of, of_peft, peft, same_tensors
 from .models import FAMILIES, HEADED, SCALED, convs, language
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -66,16 +66,6 @@ def test_convolutions(dims: int, tmp_path: Path) -> None:
     for adapted in (mine, theirs):
         adapted(x).square().mean().backward()
     same_tensors(gradients(inlay, mine), gradients(peft, theirs))
-    found = []
-    for adapted in (mine, theirs):
-        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
-        values = []
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            loss = adapted(x).square().mean()
-            loss.backward()
-            optimizer.step()
-            values.append(loss.detach())
-        found.append(torch.stack(values))
+    found = [losses_of(adapted, x) for adapted in (mine, theirs)]
     assert found[0][-1] < found[0][0]
     agree(*found, "losses")

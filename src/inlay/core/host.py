@@ -11,6 +11,7 @@ layers) need nothing, and no library has to be imported to recognise its layers.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ def end_of(model: Any, which: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether `model`, or the model that it is a part of, has an encoder and a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def offloaded_to(module: nn.Module) -> torch.device | None:
     """Where `module` computes if accelerate keeps weights of it elsewhere: between calls they are on meta."""
     for m in module.modules():
@@ -155,6 +161,11 @@ def original_forward(host: nn.Module) -> Any:
     """The `forward` function of the host's own class."""
     cls = getattr(type(host), "_original_class", type(host))
     return cls.forward
+
+
+def call_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments of the module's own forward."""
+    return tuple(inspect.signature(original_forward(module)).parameters)[1:]
 
 
 def product(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from inlay.core.host import is_encoder_decoder
+
 
 def fill_cache(cache: Any, host: Any, layers: list[tuple[Tensor, Tensor]]) -> Any:
     """`cache` (a new one if None) with each layer's keys and values put in, (b, heads, P, d) both.
@@ -15,7 +17,7 @@ def fill_cache(cache: Any, host: Any, layers: list[tuple[Tensor, Tensor]]) -> An
     """
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-    if cache is None and getattr(host.config, "is_encoder_decoder", False):  # the encoder's keys are cached apart
+    if cache is None and is_encoder_decoder(host):  # the encoder's keys are cached apart
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     elif cache is None:
         cache = DynamicCache(config=host.config)

@@ -43,24 +43,24 @@ def add_weighted_adapter(
         check_int("svd_rank", svd_rank, 1)
     if not adapters or len(adapters) != len(weights):
         raise ConfigError.of("weights", list(weights), f"one number for each of the {len(adapters)} adapters")
+    terms: dict[str, list[tuple[float, LowRank]]] = {}
     for name, weight in zip(adapters, weights, strict=True):
         index.require(name)
         check_number("weights", weight)
-    terms: dict[str, list[tuple[float, LowRank]]] = {}
-    for name, weight in zip(adapters, weights, strict=True):
         for path, adapter in index.placed[name].items():
             terms.setdefault(path, []).append((weight, _plain(name, path, adapter)))
     with torch.no_grad():
         factors = {path: _combined(found, combination_type, svd_rank) for path, found in terms.items()}
     ranks = {path: a.shape[0] for path, (a, _) in factors.items()}
-    first: Any = index.configs[adapters[0]]
+    most = max(ranks.values())
+    others = {path: r for path, r in ranks.items() if r != most}
     config = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),  # s = 1
+        r=most,
+        lora_alpha=most,  # s = 1
         target_modules=list(terms),
-        rank_pattern={path: r for path, r in ranks.items() if r != max(ranks.values())},
-        alpha_pattern={path: float(r) for path, r in ranks.items() if r != max(ranks.values())},
-        task_type=first.task_type,
+        rank_pattern=others,
+        alpha_pattern={path: float(r) for path, r in others.items()},
+        task_type=index.configs[adapters[0]].task_type,
         inference_mode=True,
     )
     view.add_adapter(adapter_name, config)

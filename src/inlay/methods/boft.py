@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
 from inlay.errors import ConfigError
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 from inlay.registry import adapter
 
 
 @dataclass
-class BOFTConfig(AdapterConfig, peft_type="BOFT"):
+class BOFTConfig(AttentionConfig, peft_type="BOFT"):
     r"""W' = diag(s) W R^T with R = B_m ... B_1 of m butterfly factors.
 
     Args:
@@ -55,9 +54,6 @@ class BOFTConfig(AdapterConfig, peft_type="BOFT"):
         check_int("boft_n_butterfly_factor", self.boft_n_butterfly_factor, 1)
         check_number("boft_dropout", self.boft_dropout, 0.0, 1.0)
         check_bool("init_weights", self.init_weights)
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
     def blocks(self, features: int, path: str) -> int:
         """The number of blocks for a layer at `path` that rotates `features`. Raises ConfigError if none fits."""

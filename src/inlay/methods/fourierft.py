@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from inlay.checks import check_bool, check_int, check_number, check_patterns
+from inlay.checks import check_bool, check_int, check_number, check_patterns, check_positive
 from inlay.core.host import Site
 from inlay.core.targets import pattern_value
 from inlay.errors import ConfigError
@@ -46,20 +46,15 @@ class FourierFTConfig(LayoutConfig, peft_type="FOURIERFT"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("n_frequency", self.n_frequency)
+        check_positive("n_frequency", self.n_frequency)
         check_number("scaling", self.scaling)
         check_int("random_loc_seed", self.random_loc_seed, 0)
         check_bool("init_weights", self.init_weights)
-        check_patterns("n_frequency_pattern", self.n_frequency_pattern, check_count)
+        check_patterns("n_frequency_pattern", self.n_frequency_pattern, check_positive)
 
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         own = {"gpt2": ["mlp.c_proj"], "gpt_bigcode": ["mlp.c_proj"]}  # square layers of one shape only
         return own.get(model_type or "", ATTENTION.get(model_type or ""))
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises ConfigError unless `value` is an integer of at least 1."""
-    check_int(name, value, 1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
 from inlay.errors import ConfigError, InlayWarning
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 from inlay.registry import adapter
 
 
 @dataclass
-class HRAConfig(AdapterConfig, peft_type="HRA"):
+class HRAConfig(AttentionConfig, peft_type="HRA"):
     r"""W' = W H_1 ... H_r with reflections H_i = I - 2 u_i u_i^T / |u_i|^2.
 
     Args:
@@ -46,9 +45,6 @@ class HRAConfig(AdapterConfig, peft_type="HRA"):
         check_int("r", self.r, 1)
         check_bool("apply_GS", self.apply_GS)
         check_bool("init_weights", self.init_weights)
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
 
 class Reflections(Adapter):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from inlay.checks import check_bool
-from inlay.config import AdapterConfig
 from inlay.core.host import is_transposed, kind_of
+from inlay.methods.targets import AttentionConfig
 
 
 @dataclass
-class LayoutConfig(AdapterConfig):
-    """An `AdapterConfig` with peft's note of the layout.
+class LayoutConfig(AttentionConfig):
+    """An `AttentionConfig` with peft's note of the layout.
 
     Args:
         fan_in_fan_out: whether the targets store their weight as (in, out). Set when they are known: the layout is read
@@ -22,7 +22,7 @@ class LayoutConfig(AdapterConfig):
 
     fan_in_fan_out: bool = False
 
-    circumstances: ClassVar[tuple[str, ...]] = (*AdapterConfig.circumstances, "fan_in_fan_out")
+    circumstances: ClassVar[tuple[str, ...]] = (*AttentionConfig.circumstances, "fan_in_fan_out")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inlay.checks import check_bool, check_int, check_number, check_patterns
-from inlay.config import AdapterConfig
+from inlay.checks import check_bool, check_number, check_patterns, check_positive
 from inlay.core.host import Site
 from inlay.core.targets import pattern_value
 from inlay.methods.additive import Additive
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 
 
 @dataclass
-class LycorisConfig(AdapterConfig):
+class LycorisConfig(AttentionConfig):
     r"""W' = W + s D with s = alpha / r.
 
     Args:
@@ -51,14 +50,6 @@ class LycorisConfig(AdapterConfig):
         check_bool("use_effective_conv2d", self.use_effective_conv2d)
         check_patterns("rank_pattern", self.rank_pattern, check_positive)
         check_patterns("alpha_pattern", self.alpha_pattern, check_number)
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raises ConfigError unless `value` is an integer of at least 1."""
-    check_int(name, value, 1)
 
 
 class Lycoris(Additive):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.checks import check_choice, check_int, check_number
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site, canonical, product
 from inlay.errors import ConfigError
 from inlay.methods.additive import Additive
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 from inlay.registry import adapter
 
 
 @dataclass
-class MissConfig(AdapterConfig, peft_type="MISS"):
+class MissConfig(AttentionConfig, peft_type="MISS"):
     r"""W' = W + [M^T M^T ...], a block M: (r, out) shared by all shards of r inputs.
 
     Args:
@@ -53,9 +52,6 @@ class MissConfig(AdapterConfig, peft_type="MISS"):
     @property
     def variant(self) -> str:
         return "bat" if self.init_weights == "bat" else ""
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
 
 @adapter(MissConfig, "linear")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
 from inlay.errors import ConfigError, InlayWarning
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 from inlay.registry import adapter
 
 
 @dataclass
-class OFTConfig(AdapterConfig, peft_type="OFT"):
+class OFTConfig(AttentionConfig, peft_type="OFT"):
     r"""W' = W R^T with R = diag(R_1, ..., R_n), n = in / b rotations of b inputs each.
 
     Args:
@@ -66,9 +65,6 @@ class OFTConfig(AdapterConfig, peft_type="OFT"):
             check_bool(name, getattr(self, name))
         check_number("eps", self.eps, 1e-12)
         check_int("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
     def blocks(self, features: int, path: str) -> int:
         """The number of blocks for a layer at `path` that rotates `features`."""

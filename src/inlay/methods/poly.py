@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_choice, check_int
-from inlay.config import AdapterConfig
 from inlay.core.adapter import Adapter
 from inlay.core.host import Site
 from inlay.errors import ConfigError, StateError
-from inlay.methods.targets import ATTENTION
+from inlay.methods.targets import AttentionConfig
 from inlay.registry import adapter
 
 _EPS = 1e-12
 
 
 @dataclass
-class PolyConfig(AdapterConfig, peft_type="POLY"):
+class PolyConfig(AttentionConfig, peft_type="POLY"):
     r"""y = W x + B_t A_t x / r, where A_t and B_t are a mixture of `n_skills` skills that depends on a row's task t.
 
     Every call needs the tasks: `view(..., task_ids=ids)` and `view.generate(..., task_ids=ids)`, one per row.
@@ -54,9 +53,6 @@ class PolyConfig(AdapterConfig, peft_type="POLY"):
             check_int(name, getattr(self, name), 1)
         check_choice("poly_type", self.poly_type, ("poly",))
         check_bool("init_weights", self.init_weights)
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
 
 @adapter(PolyConfig, "linear")

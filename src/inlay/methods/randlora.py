@@ -14,7 +14,6 @@ from inlay.checks import check_bool, check_int, check_number
 from inlay.core.host import Site
 from inlay.methods.factored import Factored, device_of
 from inlay.methods.layout import LayoutConfig
-from inlay.methods.targets import ATTENTION
 from inlay.registry import adapter
 
 
@@ -60,9 +59,6 @@ class RandLoraConfig(LayoutConfig, peft_type="RANDLORA"):
         check_number("randlora_alpha", self.randlora_alpha)
         for name in ("save_projection", "sparse", "very_sparse", "init_weights"):
             check_bool(name, getattr(self, name))
-
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
 
     def bank(self, sites: Sequence[Site]) -> Bases:
         return Bases(self, sites)

@@ -8,6 +8,11 @@ its own conversion table (`inlay.hf.names`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inlay.config import AdapterConfig
+
 _Q_V = ["q_proj", "v_proj"]
 _BY_TARGETS: list[tuple[str, list[str] | str]] = [
     ("llama llama4 mistral mixtral qwen2 qwen3 gemma gemma2 gemma3_text stablelm glm glm4", _Q_V),
@@ -26,6 +31,15 @@ _BY_TARGETS: list[tuple[str, list[str] | str]] = [
 ]
 
 ATTENTION: dict[str, list[str] | str] = {kind: names for kinds, names in _BY_TARGETS for kind in kinds.split()}
+
+
+@dataclass
+class AttentionConfig(AdapterConfig):
+    """An `AdapterConfig` whose method adapts the attention, unless told otherwise."""
+
+    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
+        return ATTENTION.get(model_type or "")
+
 
 _K_V = ["k_proj", "v_proj"]
 # (model types, target_modules, feedforward_modules) of (IA)^3: keys, values and the second layer of the feed-forward

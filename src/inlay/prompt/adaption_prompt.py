@@ -8,7 +8,6 @@ architecture's attention is written here a second time. The price is a second an
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from inlay.config import PeftConfig
 from inlay.core.adapted import stand_in
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
-from inlay.core.host import Site
+from inlay.core.host import Site, call_names
 from inlay.core.targets import matches_name
 from inlay.errors import ConfigError, TargetError, did_you_mean
 from inlay.registry import adapter
@@ -129,15 +128,10 @@ _KNOWN = (
 )
 
 
-def parameters_of(host: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of a module's own `forward`."""
-    return tuple(inspect.signature(original_class(host).forward).parameters)[1:]  # without self
-
-
 def family_of(host: nn.Module) -> Family | None:
     """The family of an attention module; None for other modules, and attention of unknown model types."""
     family = FAMILIES.get(getattr(getattr(host, "config", None), "model_type", None) or "")
-    if family is None or family.out not in host._modules or not set(_CACHES) & set(parameters_of(host)):
+    if family is None or family.out not in host._modules or not set(_CACHES) & set(call_names(host)):
         return None
     return family
 
@@ -177,7 +171,7 @@ class AdaptionPrompt(Adapter):
         family = family_of(host)
         assert family is not None, "the config takes no other hosts"
         self.out, self.projects = family.out, family.projects
-        self.takes = parameters_of(host)
+        self.takes = call_names(host)
         self.cache = next(name for name in _CACHES if name in self.takes)
         self.heads = int(host.config.num_attention_heads) if config.gate == "tanh_per_head" else None
         self.adaption_prompt = self.parameter(site, 1, int(config.adapter_len or 0), int(host.config.hidden_size))

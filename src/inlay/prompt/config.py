@@ -12,6 +12,7 @@ from torch import nn
 from inlay import registry
 from inlay.checks import check_int
 from inlay.config import PeftConfig, TaskType
+from inlay.core.host import is_encoder_decoder
 from inlay.errors import ConfigError, TargetError
 
 MAX_SIZE = 65_536  # of virtual tokens, dimensions, layers: no model has more, and a file may not make us allocate more
@@ -111,11 +112,6 @@ def check_size(name: str, value: object, optional: bool = False) -> None:
     check_int(name, value, 1)
     if value > MAX_SIZE:  # type: ignore[operator]
         raise ConfigError.of(name, value, f"at most {MAX_SIZE}")
-
-
-def is_encoder_decoder(model: Any) -> bool:
-    """Whether `model` has an encoder and a decoder."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def backbone(model: Any) -> Any:

@@ -35,22 +35,18 @@ class Layout:
                 "Virtual tokens need an attention mask of shape (batch, length), got one made for a static cache or by "
                 "hand: generate with the default (dynamic) cache, and pass the tokenizer's mask."
             )
-        self.count, self.given = count, mask
+        self.count = count
         self.order: Tensor | None = None  # (b, P + L): which token stands where
         if moves and mask is not None:
             leading = torch.nn.functional.pad(mask.cumsum(-1) == 0, (count, 0))
             self.order = leading.long().argsort(dim=-1, stable=True)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(b, P + L) the mask with the virtual tokens."""
-        return None if self.given is None else self.before(self.given, self.given.new_ones(()))
+        # (b, P + L): the mask with the virtual tokens
+        self.mask: Tensor | None = None if mask is None else self.before(mask, mask.new_ones(()))
 
     @property
     def positions(self) -> Tensor | None:
         """(b, P + L) of each token the number of tokens before it, padding not counted."""
-        mask = self.mask
-        return None if mask is None else (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return None if self.mask is None else (self.mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def before(self, values: Tensor, virtual: Tensor) -> Tensor:
         """(b, L, ...) -> (b, P + L, ...): the virtual tokens' values, one or (b or 1, P, ...), put before."""

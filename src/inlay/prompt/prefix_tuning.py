@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from inlay import registry
 from inlay.checks import check_bool, check_choice, check_number
 from inlay.core.classes import original_class
-from inlay.core.host import Site
+from inlay.core.host import Site, call_names, is_encoder_decoder
 from inlay.errors import ConfigError, StateError, TargetError
-from inlay.prompt.config import PromptLearningConfig, backbone, check_size, dimensions, is_encoder_decoder
+from inlay.prompt.config import PromptLearningConfig, backbone, check_size, dimensions
 from inlay.prompt.layout import Layout
-from inlay.prompt.tokens import Prompted, cached_length, call_names
+from inlay.prompt.tokens import Prompted, cached_length
 
 
 @dataclass
@@ -128,13 +128,13 @@ class Prefix(Prompted):
         cache, positions = call.get("past_key_values"), call.get("position_ids")
         if positions is not None:
             call["position_ids"] = positions + self.count
-        elif self.causal and "position_ids" in self.names and layout.positions is not None:
-            call["position_ids"] = layout.positions[:, -_length(call) :]
+        elif self.causal and "position_ids" in self.names and (counted := layout.positions) is not None:
+            call["position_ids"] = counted[:, -_inputs(call).shape[1] :]
         if layout.mask is not None:
             call["attention_mask"] = layout.mask
         if not cached_length(cache):
             _check_no_checkpointing(host)
-            call["past_key_values"] = self.fill(cache, host, self.layers(_rows(call), _dtype(host, call)))
+            call["past_key_values"] = self.fill(cache, host, self.layers(_inputs(call).shape[0], _dtype(host, call)))
         outputs = base(**call)
         if cache is None and not _asks_for_cache(host, call) and not isinstance(outputs, tuple):
             outputs.past_key_values = None  # `generate` would pass it on, with all the tokens again
@@ -158,14 +158,6 @@ def _inputs(call: dict[str, Any]) -> Tensor:
     """What is embedded, or was: its first two dimensions are (b, L)."""
     found: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
     return found
-
-
-def _rows(call: dict[str, Any]) -> int:
-    return int(_inputs(call).shape[0])
-
-
-def _length(call: dict[str, Any]) -> int:
-    return int(_inputs(call).shape[1])
 
 
 def _dtype(host: Any, call: dict[str, Any]) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
-from inlay.core.host import Site, end_of
+from inlay.core.host import Site, call_names, end_of
 from inlay.errors import StateError, TargetError
 from inlay.prompt.config import PromptLearningConfig
 from inlay.prompt.layout import Layout
@@ -92,11 +91,6 @@ class PromptedMask(Prompted):
         if mask is not None:
             call["encoder_attention_mask"] = Layout(self.count, mask, moves=True).mask
         return base(**call)
-
-
-def call_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments of the module's own forward."""
-    return tuple(inspect.signature(original_class(module).forward).parameters)[1:]
 
 
 def is_causal(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from inlay.checks import check_bool, check_choice, check_indices, check_int, che
 from inlay.core.active import Call
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
-from inlay.core.host import end_of, kind_of
+from inlay.core.host import end_of, is_encoder_decoder, kind_of
 from inlay.core.targets import matches_name, pattern_value
 from inlay.errors import ConfigError, InlayWarning, TargetError
 from inlay.methods.layout import LayoutConfig
@@ -25,7 +25,6 @@ from inlay.methods.lora.inits.corda import CordaConfig
 from inlay.methods.lora.inits.eva import EvaConfig
 from inlay.methods.lora.inits.lora_ga import LoraGAConfig
 from inlay.methods.lora.invocation import spans
-from inlay.methods.targets import ATTENTION
 from inlay.methods.tokens import TokenRows
 
 INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga")
@@ -229,14 +228,10 @@ class LoraConfig(LayoutConfig, peft_type="LORA"):
         super().note(heads, hosts)
         self.saved_plain = self.init_lora_weights in FROM_DATA  # the file has no data to find the anchor again
 
-    def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
-        return ATTENTION.get(model_type or "")
-
     def companions(
         self, modules: Mapping[str, Any], targets: Sequence[str]
     ) -> Iterable[tuple[str, Callable[..., Any]]]:
-        own = getattr(modules[""], "config", None)
-        if self.alora_invocation_tokens is not None and getattr(own, "is_encoder_decoder", False):
+        if self.alora_invocation_tokens is not None and is_encoder_decoder(modules[""]):
             raise ConfigError.of(
                 "alora_invocation_tokens",
                 self.alora_invocation_tokens,

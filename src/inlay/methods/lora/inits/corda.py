@@ -19,7 +19,7 @@ from inlay.checks import check_bool, check_choice
 from inlay.core.host import canonical
 from inlay.errors import ConfigError, NumericsError, StateError
 from inlay.methods.lora.inits.part import Part
-from inlay.methods.lora.inits.targets import linear_targets
+from inlay.methods.lora.inits.targets import hooked, linear_targets
 
 
 @dataclass
@@ -81,8 +81,8 @@ def preprocess_corda(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def note(path: str, x: Tensor) -> None:
-        x = x.detach().flatten(0, -2)
+    def note(path: str, args: Any) -> None:
+        x: Tensor = args[0].detach().flatten(0, -2)
         x = x if part.use_float16_for_covariance else x.float()
         x = x / x.max().abs()
         if not bool(torch.isfinite(x).all()):
@@ -90,16 +90,13 @@ def preprocess_corda(
         sums[path] = sums.get(path, 0) + x.T @ x
         counts[path] = counts.get(path, 0) + 1
 
-    handles = [m.register_forward_pre_hook(lambda _, args, path=path: note(path, args[0])) for path, m in seen.items()]
     training = (hooked_model or model).training
     (hooked_model or model).eval()
     try:
         with torch.no_grad():
-            run_model()
+            hooked(seen, note, run_model)
     finally:
         (hooked_model or model).train(training)
-        for handle in handles:
-            handle.remove()
     missed = [path for path in targets if path not in sums]
     if missed:
         raise StateError(f"preprocess_corda: run_model() did not reach {missed[0]!r}, which is targeted.")

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
 from inlay.core.adapter import Adapter
+from inlay.core.host import site
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import plan
 from inlay.errors import ConfigError, StateError
 from inlay.methods.lora.inits.part import Part
-from inlay.methods.lora.inits.targets import linear_targets
+from inlay.methods.lora.inits.targets import hooked, linear_targets
 from inlay.methods.lora.inits.variance import Variance
 
 _PASSES = 100  # over the data, before it counts as not settling
@@ -117,7 +118,7 @@ def get_eva_state_dict(
         raise ConfigError.of("dataloader", dataloader, "a DataLoader or list of at least one batch, of known length")
     config, part = peft_config, peft_config.eva_config
     targets = linear_targets(model, config)
-    most = {p: min(round(config.rank(p) * part.rho), int(_in_features(m))) for p, m in targets.items()}
+    most = {p: min(round(config.rank(p) * part.rho), site(p, m, "linear").in_features) for p, m in targets.items()}
     budget = sum(config.rank(p) for p in targets)
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     with ExitStack() as stack:
@@ -147,7 +148,7 @@ def get_eva_state_dict(
                 pick = prepare_layer_inputs_fn
                 found[path].add(args[0].flatten(0, -2) if pick is None else pick(args, known, path), part.tau)
 
-            _hooked({p: targets[p] for p in unsettled}, take, functools.partial(forward_fn, model, inputs))
+            hooked({p: targets[p] for p in unsettled}, take, functools.partial(forward_fn, model, inputs))
             if all(v.s is not None for v in found.values()):
                 ranks = _deal(found, leader, most, budget)
     state = {}
@@ -240,30 +241,16 @@ def _leaders(targets: Mapping[str, nn.Module], run: Callable[[], object]) -> dic
             last[:] = args[0], path
         leader.setdefault(path, last[1])
 
-    _hooked(targets, see, run)
+    hooked(targets, see, run)
     missed = [path for path in targets if path not in leader]
     if missed:
         raise StateError(f"EVA: the model's forward pass did not reach {missed[0]!r}, which is targeted.")
     return {path: leader[path] for path in targets}
 
 
-def _hooked(modules: Mapping[str, nn.Module], see: Callable[[str, Any], None], run: Callable[[], object]) -> None:
-    """Runs the model with `see(path, arguments)` called before each module."""
-    handles = [m.register_forward_pre_hook(lambda _, args, path=path: see(path, args)) for path, m in modules.items()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _again(batches: Iterable[Any]) -> Iterable[Any]:
     while True:
         yield from batches
-
-
-def _in_features(module: Any) -> int:
-    return int(module.nx if hasattr(module, "nx") else module.in_features)
 
 
 def _to(batch: Any, device: torch.device) -> Any:

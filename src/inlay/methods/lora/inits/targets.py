@@ -1,7 +1,8 @@
-"""The layers that an init takes data from: the linear ones that the config targets."""
+"""The layers that an init takes data from, the linear ones that the config targets, and how they are watched."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -21,3 +22,13 @@ def linear_targets(model: nn.Module, config: Any) -> dict[str, nn.Module]:
             "target_modules", config.target_modules, f"a linear layer with init {config.init_lora_weights!r}"
         )
     return found
+
+
+def hooked(modules: Mapping[str, nn.Module], see: Callable[[str, Any], None], run: Callable[[], object]) -> None:
+    """Runs the model with `see(path, arguments)` called before each module."""
+    handles = [m.register_forward_pre_hook(lambda _, args, path=path: see(path, args)) for path, m in modules.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
