@@ -26,6 +26,27 @@ the library raises an error that says so. The models are small, with random weig
 `model_type`s (`glm` and `glm4` are ChatGLM's architecture) and diffusers' U-Net.
 """
 
+QUANTISED = """\
+## Quantised bases
+
+The base product is the quantised layer's own, so every method that works on linear layers trains on them. `tests/quant`
+holds each library to the same: gradients are those on the dequantised base; the base keeps its numbers, and other views
+theirs; merging rounds as reported and is undone bit for bit; a merge with `dequantize=True` is exact and is saved as a
+normal model. On the CPU; bitsandbytes and torchao int8 on an H200 as well:
+
+| library | tested | merge into it | merge into dense layers |
+| --- | --- | :-: | :-: |
+| bitsandbytes 4-bit (NF4, FP4, double quantisation) | itself, also with the real SmolLM2-135M | ✓ | ✓ |
+| bitsandbytes 8-bit | itself, also with the real SmolLM2-135M | ✓ | ✓ |
+| torchao int8, 2- to 8-bit (`IntxUnpackedToInt8Tensor`) | itself, also with the real SmolLM2-135M | ✓ | ✓ |
+| torchao float8 | itself | ✓ | ✓ |
+| torchao int4 (`Int4Tensor`) | its interface (needs a GPU) | ✓ | ✓ |
+| other tensors of torchao | `dequantize()` | raises | ✓ |
+| HQQ | itself, made with hqq: transformers 5.23 does not load it | ✓ | ✓ |
+| GPTQ (gptqmodel) | its interface, on layers packed by hand | raises | ✓ |
+| AWQ (gptqmodel, AutoAWQ; format GEMM) | its interface, on layers packed by hand | raises | ✓ |
+"""
+
 _found: dict[tuple[str, str], str | None] = {}
 
 
@@ -80,6 +101,7 @@ def render(results: Results) -> str:
         parts.append(f"## {task}\n\n{table('model', rows)}\n")
     others = {f"{m.family}, {m.task}": m for m in models if m.task_type is None}
     parts.append(f"## Tasks without a task type\n\n{table('model', others)}\n")
+    parts.append(QUANTISED)
     if reasons:
         parts.append("## Reasons\n\n" + "\n".join(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)) + "\n")
     return "\n".join(parts)

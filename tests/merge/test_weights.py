@@ -113,10 +113,10 @@ def test_a_bias_that_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
-def test_62_quantised_weights_are_refused_for_now(dtype: torch.dtype) -> None:
+def test_62_weights_quantised_in_an_unknown_way_are_refused(dtype: torch.dtype) -> None:
     view = view_of()
     view.up._parameters = {**view.up._parameters, "weight": nn.Parameter(torch.zeros(16, 8).to(dtype), False)}
-    with pytest.raises(StateError, match=rf"'up' holds a {dtype} weight: merging into quantised layers"):
+    with pytest.raises(StateError, match=rf"'up' holds a {dtype} weight, quantised in a way that is not known"):
         view.merge_adapter()
 
 
@@ -264,3 +264,103 @@ def test_a_merged_view_saves_loads_and_generates_as_before(tmp_path: Path) -> No
     optimizer.step()
     again = PeftModel.from_pretrained(llama(), tmp_path)
     assert torch.equal(again.generate(x, **options), plain)
+
+
+def test_a_progress_bar_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    view = view_of()
+    view.merge_and_unload()
+    assert capsys.readouterr().err == ""
+    view.merge_and_unload(progressbar=True)
+    assert "Merging" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["lm_head", "embed_tokens"], ["embed_tokens"]], ids=str)
+def test_tied_weights_part_and_the_logits_stay(targets: list[str]) -> None:
+    """In peft the embedding changes with the head: logits move by several units."""
+    base = llama(dtype=torch.float64, tie_word_embeddings=True)
+    view = scramble(get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", r=2)), size=0.5)
+    y, table = view(ids()).logits, base.model.embed_tokens.weight.detach().clone()
+    assert (y - base(ids()).logits).abs().max() > 0.1
+    for _ in range(2):
+        view.merge_adapter()
+        close(view(ids()).logits, y)
+        assert (
+            torch.equal(base.model.embed_tokens.weight, table)
+            and base.lm_head.weight is base.get_input_embeddings().weight
+        )
+        if "embed_tokens" not in targets:
+            assert torch.equal(view.get_input_embeddings().weight, table)
+        if "lm_head" not in targets:
+            assert torch.equal(view.get_output_embeddings().weight, table)
+        view.unmerge_adapter()
+    close(view.merge_and_unload()(ids()).logits, y)
+    assert torch.equal(view(ids()).logits, y)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_merge_that_would_overflow_leaves_everything(safe: bool) -> None:
+    """fp16 ends at 65504; the update fits in the float32 that it is computed in. `safe_merge` or not."""
+    base = mlp(dtype=torch.float16)
+    view = get_peft_model(base, LoraConfig(target_modules=["up", "down"], r=2))
+    with torch.no_grad():
+        view.down.adapters["default"].A.fill_(300)
+        view.down.adapters["default"].B.fill_(300)
+    before, below = outline(view), outline(base)
+    for call in (view.merge_adapter, view.merge_and_unload):
+        with pytest.raises(NumericsError, match=r"infinity into down.weight \(torch.float16\).*base of a wider dtype"):
+            call(safe_merge=safe)
+        assert str(outline(view)) == str(before) and outline(base) == below
+    assert torch.isfinite(mlp(dtype=torch.float32)(X.float())).all() and view._inlay.merged == []
+
+
+def test_what_is_refused_while_merged(tmp_path: Path) -> None:
+    """Fault 64: each says what to do, and changes nothing."""
+    view = view_of(names="ab")
+    view.save_pretrained(str(tmp_path))
+    view.merge_adapter()
+    before = outline(view)
+
+    def train() -> None:
+        view.train()
+        try:
+            view(X)
+        finally:
+            view.eval()
+
+    refused = {
+        "merge": lambda: view.merge_adapter(["a"]),
+        "train": train,
+        "require grad": lambda: view.set_requires_grad("a"),
+        "delete": lambda: view.delete_adapter("a"),
+        "add": lambda: view.add_adapter("c", LoraConfig(target_modules=["up"])),
+        "load": lambda: view.load_adapter(str(tmp_path / "b"), "c"),
+        "sum": lambda: view.add_weighted_adapter(["a", "b"], [1, 1], "c"),
+        "switch": lambda: view.set_adapter("b"),
+        "switch off": lambda: view.set_adapter([]),
+        "mix": lambda: view(X, adapter_names=["a", "b"]),
+        "unload others": lambda: view.merge_and_unload(adapter_names=["b"]),
+    }
+    for what, call in refused.items():
+        with pytest.raises(StateError, match=r"merged.*unmerge_adapter\(\)"):
+            call()
+            pytest.fail(f"{what} was allowed")
+        assert str(outline(view)) == str(before), what
+
+
+def test_files_of_a_merged_adapter_are_those_of_an_unmerged_one(tmp_path: Path) -> None:
+    view = view_of()
+    view.save_pretrained(str(tmp_path / "1"))
+    view.merge_adapter()
+    view.save_pretrained(str(tmp_path / "2"))
+    for name in ("adapter_model.safetensors", "adapter_config.json", "inlay_manifest.json"):
+        assert (tmp_path / "1" / "a" / name).read_bytes() == (tmp_path / "2" / "a" / name).read_bytes(), name
+
+
+def test_through_base_model_as_in_peft() -> None:
+    view = view_of(names="ab")
+    y = view(X)
+    view.base_model.merge_adapter(["a"])
+    assert view._inlay.merged == ["a"] and torch.equal(view.up.weight, view.base_model.up.weight)
+    close(view(X), y)
+    view.base_model.unmerge_adapter()
+    assert view._inlay.merged == [] and torch.equal(view(X), y)

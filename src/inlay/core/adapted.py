@@ -12,6 +12,7 @@ from torch import nn
 from inlay.core.active import BASE, ActiveAdapters
 from inlay.core.adapter import Adapter
 from inlay.core.classes import Derived, derive, original_class
+from inlay.core.host import UNMERGED, UNMERGED_ATTRIBUTES
 from inlay.core.skeleton import clone_skeleton
 from inlay.errors import StateError, TargetError
 
@@ -99,20 +100,27 @@ def stand_in(host: nn.Module, **changed: Any) -> Any:
     return plain
 
 
+def unmerged(host: nn.Module) -> Any:
+    """`host` as it is without any merged adapter: itself, or a stand-in."""
+    if UNMERGED not in host.__dict__:
+        return host
+    return stand_in(host, _parameters=host.__dict__[UNMERGED], **host.__dict__.get(UNMERGED_ATTRIBUTES, {}))
+
+
 def is_adapted(module: nn.Module) -> bool:
     """True if adapters sit in `module`."""
     return isinstance(module, Composite) and "adapters" in module._modules
 
 
-def adapt(host: Any, active: ActiveAdapters) -> None:
-    """Makes `host` an adapted one, in place; the root of a view keeps its class.
+def adapt(host: Any, active: ActiveAdapters, mixin: type[Adapted] = Adapted) -> None:
+    """Makes `host` an adapted one, in place, of a class with `mixin`; the root of a view keeps its class.
 
     Raises TargetError if an instance-level `forward` hides the class's.
     """
     before = original_class(host)
     check_reachable(host)
     if before is type(host):
-        host.__class__ = derive(Adapted, before)
+        host.__class__ = derive(mixin, before)
         redirect(host, before)
     host.adapters = nn.ModuleDict()
     host.active = active

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
-from inlay.core.host import Site, canonical, product
+from inlay.core.host import Site, product, weight_of
+
+
+def alias(name: str) -> Any:
+    """A parameter's name in the formulas, where the model's `named_parameters` calls it `name`, as tools know it."""
+    return property(lambda adapter: getattr(adapter, name), doc=f"`{name}`")
 
 
 class Adapter(nn.Module):
@@ -39,6 +44,16 @@ class Adapter(nn.Module):
     def __init__(self, config: PeftConfig, site: Site):
         super().__init__()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `.to()`, `.half()` and the like do; but 8 bits are for storing frozen weights: an adapter keeps more."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            narrow = made.is_floating_point() and made.dtype.itemsize < 2
+            return tensor.to(made.device) if narrow else made
+
+        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+
     def parameter(self, site: Site, *shape: int) -> nn.Parameter:
         """A new, uninitialised parameter for `site`; as all of an adapter's, frozen until it is to be trained."""
         return nn.Parameter(torch.empty(shape, dtype=site.dtype, device=site.device), requires_grad=False)
@@ -57,10 +72,12 @@ class Adapter(nn.Module):
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: nn.Module, **kwargs: Any) -> Any:
         """The adapted host's output for `x`; `base` is what the host computes without this adapter.
 
-        By default the host's operation with W' and b': right for every `reads_weight` method on a dense host.
+        By default the host's operation with W' and b', in W's dtype, or x's if W is quantised: right for every
+        `reads_weight` method.
         """
-        own: Any = host
-        return product(own, x, self.weight(canonical(own, own.weight)), self.bias(getattr(own, "bias", None)))
+        stored = weight_of(host)
+        w = self.weight(stored if stored is host._parameters.get("weight") else stored.to(x.dtype))
+        return product(host, x, w, self.bias(getattr(host, "bias", None)))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: key behind the host's path in `adapter_model.safetensors` -> parameter or buffer."""

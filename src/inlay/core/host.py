@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ KINDS = {
     "torch.nn.modules.conv.Conv1d": "conv1d",
     "torch.nn.modules.conv.Conv2d": "conv2d",
     "torch.nn.modules.conv.Conv3d": "conv3d",
+    # quantised layers that are no nn.Linear; their weights: `inlay.quant`
+    "hqq.core.quantize.HQQLinear": "linear",
+    "gptqmodel.nn_modules.qlinear.BaseQuantLinear": "linear",
+    "awq.modules.linear.gemm.WQLinear_GEMM": "linear",
 }
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 
@@ -91,7 +96,7 @@ class Site:
         """Columns of the canonical weight (embedding: number of rows of the table)."""
         m: Any = self.module
         if self.kind == "linear":
-            return int(m.nx if is_transposed(m) else getattr(m, "in_features", m.weight.shape[-1]))
+            return int(m.nx if is_transposed(m) else m.in_features if hasattr(m, "in_features") else m.weight.shape[-1])
         return int(m.num_embeddings if self.kind == "embedding" else m.in_channels)
 
     @property
@@ -99,7 +104,9 @@ class Site:
         """Rows of the canonical weight (embedding: its dimension)."""
         m: Any = self.module
         if self.kind == "linear":
-            return int(m.nf if is_transposed(m) else getattr(m, "out_features", m.weight.shape[0]))
+            return int(
+                m.nf if is_transposed(m) else m.out_features if hasattr(m, "out_features") else m.weight.shape[0]
+            )
         return int(m.embedding_dim if self.kind == "embedding" else m.out_channels)
 
 
@@ -183,6 +190,20 @@ def product(host: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return convolved
 
 
+# each gives the stored weight of the layers that it knows as dense numbers; `inlay.quant` adds one
+READERS: list[Callable[[nn.Module], Tensor | None]] = []
+
+
+def weight_of(host: Any) -> Tensor:
+    """The host's weight as numbers, canonical: what it stores, or what that stands for if it is quantised."""
+    for read in READERS:
+        w = read(host)
+        if w is not None:
+            return canonical(host, w)
+    return canonical(host, host.weight)
+
+
+UNMERGED_ATTRIBUTES = "_unmerged_attributes"  # likewise, of a quantised one: the attributes that merging changed
 UNMERGED = "_unmerged_parameters"  # attribute of a merged host: the parameters it had before (`inlay.merge.weights`)
 
 

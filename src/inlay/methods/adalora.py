@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from inlay.checks import check_bool, check_int, check_number
+from inlay.core.adapter import alias
+from inlay.core.gather import is_sharded
 from inlay.core.host import Site
 from inlay.errors import ConfigError, InlayWarning, StateError
 from inlay.methods.factored import Factored, device_of
@@ -127,6 +129,11 @@ class AdaLoraConfig(LayoutConfig, peft_type="ADALORA"):
         """Which entries of E are kept at `path`; None as long as all are."""
         return None if self.rank_pattern is None else self.rank_pattern.get(f"{path}.lora_E")
 
+    def scale(self, path: str) -> float:
+        """The scale s of the adapter at `path`."""
+        alpha = self.lora_alpha if self.lora_alpha > 0 else self.init_r
+        return alpha / (self.init_r + 1e-5)
+
     def default_targets(self, model_type: str | None) -> Sequence[str] | str | None:
         return ["query", "key", "value", "dense"] if model_type == "roberta" else WIDER.get(model_type or "")
 
@@ -144,6 +151,7 @@ class AdaLoraConfig(LayoutConfig, peft_type="ADALORA"):
         """The allocation after optimizer step `step`: importance before the last phase, then masking."""
         total: Any = self.total_step
         own = {path: a for path, a in placed.items() if isinstance(a, AdaLora)}
+        _check_whole(own.values())
         if any(a.closed for a in own.values()):
             raise StateError(
                 "This AdaLoRA adapter was made for inference: its ranks are fixed. To go on allocating, load it with "
@@ -180,11 +188,21 @@ class AdaLoraConfig(LayoutConfig, peft_type="ADALORA"):
 
     def penalty(self, placed: Mapping[str, Any]) -> Any:
         own = [a for a in placed.values() if isinstance(a, AdaLora)]
+        _check_whole(own)
         products = [p for a in own for p in (a.A @ a.A.T, a.B.T @ a.B)]
         if not self.orth_reg_weight or not products:
             return None
         norms = [(p - torch.eye(len(p), dtype=p.dtype, device=p.device)).norm() for p in products]
         return self.orth_reg_weight * torch.stack([n.to(norms[0].device) for n in norms]).mean()
+
+
+def _check_whole(adapters: Iterable[AdaLora]) -> None:
+    """Raises StateError if the factors are sharded: allocation and penalty need all of them at once."""
+    if any(is_sharded(p) for a in adapters for p in a.parameters()):
+        raise StateError(
+            "AdaLoRA compares and orthogonalises the factors of all layers, which sharding (FSDP, ZeRO-3) cuts up: "
+            "train it under DDP, where every process allocates the same ranks."
+        )
 
 
 @adapter(AdaLoraConfig, "linear")
@@ -196,16 +214,19 @@ class AdaLora(Factored):
     r is `init_r` in training; an adapter made for inference (`closed`) has the rows that `rank_pattern` keeps.
     """
 
+    A: Tensor = alias("lora_A")
+    B: Tensor = alias("lora_B")
+    E: Tensor = alias("lora_E")
+
     def __init__(self, config: AdaLoraConfig, site: Site):
         super().__init__(config, site)
         self.config, self.path, self.closed = config, site.path, config.inference_mode
-        alpha = config.lora_alpha if config.lora_alpha > 0 else config.init_r
-        self.scale, self.dropout = alpha / (config.init_r + 1e-5), config.lora_dropout
+        self.scale, self.dropout = config.scale(site.path), config.lora_dropout
         kept = config.kept(site.path)
         r = config.init_r if kept is None or not self.closed else sum(kept)
-        self.A = self.parameter(site, r, self.columns(site))
-        self.B = self.parameter(site, site.out_features, r)
-        self.E = self.parameter(site, r, 1)
+        self.lora_A = self.parameter(site, r, self.columns(site))
+        self.lora_B = self.parameter(site, site.out_features, r)
+        self.lora_E = self.parameter(site, r, 1)
         if not self.closed:  # the averages of importance and of its variation
             for name in _FACTORS:
                 zeros = torch.zeros(getattr(self, name).shape, dtype=site.dtype, device=device_of(site))
@@ -217,13 +238,12 @@ class AdaLora(Factored):
         return site.in_features
 
     def reset(self, host: nn.Module) -> None:
-        fresh = self.config.init_lora_weights
-        for p in (self.A, self.B):
-            nn.init.normal_(p, std=0.02 if fresh else 1.0)
-        if fresh:
+        for p in (self.A, self.E, self.B, torch.empty(1)):  # so peft draws, down to the one number it does not need
+            nn.init.normal_(p)
+        if self.config.init_lora_weights:
             nn.init.zeros_(self.E)
-        else:
-            nn.init.normal_(self.E)
+            for p in (self.A, self.B):
+                nn.init.normal_(p, std=0.02)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.E * self.A, self.B

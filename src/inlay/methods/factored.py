@@ -44,5 +44,6 @@ class Factored(Adapter):
 
 def device_of(site: Site) -> torch.device:
     """Where tensors go that are not loaded: the host's device, also while its parameters are on meta to be loaded."""
-    weight: Any = site.module.weight
-    return offloaded_to(site.module) or weight.device if site.device.type == "meta" else site.device
+    weight: Any = getattr(site.module, "weight", None)  # HQQ's and GPTQ's layers have none
+    held = next(iter(site.module.state_dict().values())) if weight is None else weight
+    return offloaded_to(site.module) or held.device if site.device.type == "meta" else site.device

@@ -49,7 +49,7 @@ class LoKrConfig(LycorisConfig, peft_type="LOKR"):
         check_choice("init_weights", self.init_weights, (True, False, "lycoris"))
 
 
-def divided(size: int, factor: int) -> tuple[int, int]:
+def divided(size: int, factor: int = -1) -> tuple[int, int]:
     """(m, size / m): m = factor if it divides size, else the largest divisor up to it and the root of size."""
     if factor > 0 and size % factor == 0:
         return factor, size // factor

@@ -51,6 +51,14 @@ class LycorisConfig(AttentionConfig):
         check_patterns("rank_pattern", self.rank_pattern, check_positive)
         check_patterns("alpha_pattern", self.alpha_pattern, check_number)
 
+    def rank(self, path: str) -> int:
+        """The rank r of the adapter at `path`."""
+        return int(pattern_value(self.rank_pattern, path, self.r, "rank_pattern"))
+
+    def scale(self, path: str) -> float:
+        """The scale s of the adapter at `path`."""
+        return pattern_value(self.alpha_pattern, path, self.alpha, "alpha_pattern") / self.rank(path)
+
 
 class Lycoris(Additive):
     """D of the config's rank r and strength s, for a canonical weight of `shape`, with the dropouts in training."""
@@ -59,8 +67,8 @@ class Lycoris(Additive):
 
     def __init__(self, config: LycorisConfig, site: Site):
         super().__init__(config, site)
-        self.r = int(pattern_value(config.rank_pattern, site.path, config.r, "rank_pattern"))
-        self.scale = pattern_value(config.alpha_pattern, site.path, config.alpha, "alpha_pattern") / self.r
+        self.r = config.rank(site.path)
+        self.scale = config.scale(site.path)
         self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
         module: Any = site.module
         linear = site.kind == "linear"

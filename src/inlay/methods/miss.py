@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inlay.checks import check_choice, check_int, check_number
 from inlay.core.adapter import Adapter
-from inlay.core.host import Site, canonical, product
+from inlay.core.host import Site, product, weight_of
 from inlay.errors import ConfigError
 from inlay.methods.additive import Additive
 from inlay.methods.targets import AttentionConfig
@@ -131,7 +131,7 @@ class MissBat(Adapter):
         if not (self.training and self.dropout):
             return super().forward(base, x, *args, host=host, **kwargs)
         y = base(x, *args, **kwargs)
-        change = self.change(canonical(host, host.weight))
+        change = self.change(weight_of(host))
         return y + product(host, F.dropout(x.to(y.dtype), self.dropout), change, None)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -60,6 +60,10 @@ class RandLoraConfig(LayoutConfig, peft_type="RANDLORA"):
         for name in ("save_projection", "sparse", "very_sparse", "init_weights"):
             check_bool(name, getattr(self, name))
 
+    def scale(self, path: str) -> float:
+        """The scale s of the adapter at `path`."""
+        return self.randlora_alpha / self.r
+
     def bank(self, sites: Sequence[Site]) -> Bases:
         return Bases(self, sites)
 
@@ -99,7 +103,7 @@ class RandLora(Factored):
 
     def __init__(self, config: RandLoraConfig, site: Site):
         super().__init__(config, site)
-        self.dropout, self.scale = config.randlora_dropout, config.randlora_alpha / config.r
+        self.dropout, self.scale = config.randlora_dropout, config.scale(site.path)
         self.saves_bank, self.init = config.save_projection, config.init_weights
         sizes = site.in_features, site.out_features
         self.long, self.short, self.wide = max(sizes), min(sizes), site.in_features > site.out_features

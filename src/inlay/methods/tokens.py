@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
-from inlay.core.host import Site, canonical, output_scale, unmerged_parameters
+from inlay.core.host import Site, output_scale, unmerged_parameters, weight_of
 from inlay.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ class TokenRows(Adapter):
 
     def reset(self, host: Any) -> None:
         if self.owner:
-            self.rows.copy_(canonical(host, host.weight)[self.indices])
+            self.rows.copy_(weight_of(host)[self.indices])
 
     def weight(self, w: Tensor) -> Tensor:
         return w.index_copy(0, self.indices, self.rows.to(w.dtype))

@@ -34,11 +34,11 @@ class LoraEmbedding(LowRank):
         self.make(config, site, (self.r, site.in_features), (site.out_features, self.r))
 
     def reset(self, host: nn.Module) -> None:
-        nn.init.normal_(self.B)
-        if self.init is False:
-            nn.init.normal_(self.A)
-        else:
+        for p in (self.A, self.B):
+            nn.init.normal_(p)
+        if self.init is not False:  # B is drawn again, as in peft: the same seed gives the same adapter
             nn.init.zeros_(self.A)
+            nn.init.normal_(self.B)
 
     def matrices(self, w: Tensor) -> Tensor:
         return w.T.unsqueeze(0)

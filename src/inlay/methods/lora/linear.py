@@ -12,6 +12,7 @@ from inlay.core.host import Site
 from inlay.kernels.lora import is_traced, lora_add, lora_linear
 from inlay.methods.lora.config import LoraConfig
 from inlay.methods.lora.lowrank import LowRank
+from inlay.quant import is_quantised
 from inlay.registry import adapter
 
 
@@ -46,4 +47,5 @@ def _is_plain(base: Any, host: Any, x: Tensor) -> bool:
     if is_traced() or getattr(base, "__func__", None) is not nn.Linear.forward:
         return False
     w = host.weight
-    return w.dtype == x.dtype and not w.requires_grad and not torch.is_autocast_enabled(x.device.type) and x.numel() > 0
+    fits = w.dtype == x.dtype and not w.requires_grad and not is_quantised(host)  # torchao's are plain nn.Linear
+    return fits and not torch.is_autocast_enabled(x.device.type) and x.numel() > 0

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inlay.core.adapter import Adapter
-from inlay.core.host import Site, canonical, unmerged_parameters
+from inlay.core.adapter import Adapter, alias
+from inlay.core.host import Site
+from inlay.kernels.lora import is_traced
 from inlay.methods.lora.config import LoraConfig
-from inlay.methods.lora.inits import check_readable, starting_pair
+from inlay.methods.lora.inits import readable, starting_pair
 from inlay.methods.lora.inits.random import reset_random
+
+FACTORS = ("lora_A", "lora_B")  # the parameters A and B
 
 
 class LowRank(Adapter):
@@ -29,20 +32,23 @@ class LowRank(Adapter):
     groups = 1
     anchors = True  # whether inits that start from W apply to this kind of host
 
-    A: nn.Parameter
-    B: nn.Parameter
+    A: Tensor = alias("lora_A")
+    B: Tensor = alias("lora_B")
+    c: Tensor | None = alias("lora_bias")
     A0: Tensor | None
     B0: Tensor | None
+    live_scale: Tensor | None
 
     def __init__(self, config: LoraConfig, site: Site):
         super().__init__(config, site)
+        self.register_buffer("live_scale", None, persistent=False)
         self.r, self.scale = config.rank(site.path), config.scale(site.path)
         self.dropout, self.init = config.lora_dropout, config.init_lora_weights
         self.plain_form = config.saved_plain
         own = getattr(site.module, "bias", None)
         trained = config.bias != "none" and isinstance(own, Tensor)
         self.b = nn.Parameter(own.detach().clone(), requires_grad=False) if trained else None  # type: ignore[union-attr]
-        self.c = self.parameter(site, site.out_features) if config.lora_bias else None
+        self.lora_bias = self.parameter(site, site.out_features) if config.lora_bias else None
         if self.c is not None and own is None:
             self.mergeable = False  # type: ignore[misc]  # there is no bias to merge c into
             self.unmergeable = "changes a bias as well (lora_bias), and that module has none"  # type: ignore[misc]
@@ -51,13 +57,11 @@ class LowRank(Adapter):
 
     def make(self, config: LoraConfig, site: Site, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         """Makes A and B of these shapes, and the anchor if the config's init has one."""
-        self.A, self.B = self.parameter(site, *a), self.parameter(site, *b)
+        self.lora_A, self.lora_B = self.parameter(site, *a), self.parameter(site, *b)
         if not (self.anchors and config.anchored):
             return
-        weight: Any = unmerged_parameters(site.module).get("weight")
-        check_readable(f"init_lora_weights={self.init!r}", site.path, weight)
         with torch.no_grad():
-            wide = canonical(site.module, weight)
+            wide = readable(f"init_lora_weights={self.init!r}", site.path, site.module)
             wide = wide if wide.dtype == torch.float64 else wide.float()
             pairs = [
                 starting_pair(config, site.path, m, self.r // self.groups, self.scale) for m in self.matrices(wide)
@@ -69,12 +73,10 @@ class LowRank(Adapter):
         if self.A0 is not None and self.B0 is not None:
             self.A.copy_(self.A0)
             self.B.copy_(self.B0)
+            if self.c is not None:
+                nn.init.zeros_(self.c)
         else:
-            reset_random(self.A, self.B, self.r, self.init)
-        if self.c is not None:
-            nn.init.zeros_(self.c)
-            if self.init is False:
-                nn.init.uniform_(self.c, -(self.r**-0.5), self.r**-0.5)
+            reset_random(self.A, self.B, self.c, self.r, self.init)
 
     # ------------------------------------------------------------------ the update as matrices
 
@@ -106,13 +108,62 @@ class LowRank(Adapter):
         Merging so rounds once.
         """
         dtype = torch.promote_types(self.A.dtype, w.dtype)
-        a, b = self.with_anchor()
+        a, b = self.occupied() if self.A0 is None else self.with_anchor()
         rank = a.shape[0] // self.groups
         return a.to(dtype).reshape(self.groups, rank, -1), b.to(dtype).reshape(self.groups, -1, rank)
 
     def weight(self, w: Tensor) -> Tensor:
         a, b = self.factors(w)
         return w + self.from_matrices(self.scale * (b @ a), w.shape).to(w.dtype)
+
+    # ------------------------------------------------------------------ hot-swapping (`inlay.hotswap`)
+
+    @property
+    def scale(self) -> Any:
+        """s; where the compiler looks at an adapter that has room, a tensor, so that s may change in what it made."""
+        return self._scale if self.live_scale is None or not is_traced() else self.live_scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._scale = float(value)
+        if self.live_scale is not None:
+            self.live_scale.fill_(self._scale)
+
+    def make_room(self, rank: int) -> None:
+        """Room for updates of up to `rank`: A and B end in zeros, which is the same function. s becomes a tensor too.
+
+        No group and no anchor, if `rank` is more than there is.
+        """
+        more = rank - self.A.shape[0]
+        if more > 0:
+            a = torch.cat([self.A, self.A.new_zeros(more, *self.A.shape[1:])])
+            b = torch.cat([self.B, self.B.new_zeros(len(self.B), more, *self.B.shape[2:])], 1)
+            self.lora_A = nn.Parameter(a.detach(), requires_grad=self.A.requires_grad)
+            self.lora_B = nn.Parameter(b.detach(), requires_grad=self.B.requires_grad)
+        if self.live_scale is None:
+            self.live_scale = torch.tensor(self._scale, dtype=torch.float32, device=self.A.device)
+
+    def occupied(self) -> tuple[Tensor, Tensor]:
+        """A and B without room: of rank r."""
+        return (self.A, self.B) if self.A.shape[0] == self.r else (self.A[: self.r], self.B[:, : self.r])
+
+    def take(self, other: LowRank) -> None:
+        """Becomes the same update as `other`, of no higher rank than there is room for, in the parameters there are."""
+        self.r, self.scale = other.r, other.scale
+        self.A.zero_()
+        self.B.zero_()
+        own = {**dict(self.named_parameters()), **dict(zip(FACTORS, self.occupied(), strict=True))}
+        for name, value in other.named_parameters():
+            own[name].copy_(value)
+
+    def clear(self, host: Any) -> None:
+        """Becomes no change at all."""
+        self.A.zero_()
+        self.B.zero_()
+        if self.b is not None:
+            self.b.copy_(host.bias)
+        if self.c is not None:
+            self.c.zero_()
 
     # ------------------------------------------------------------------ for `forward`
 
@@ -131,7 +182,7 @@ class LowRank(Adapter):
         own = b if self.b is None or b is None else self.b.to(b.dtype)
         if self.c is None:
             return own
-        shift = self.scale * self.c
+        shift: Tensor = self.scale * self.c
         return shift if own is None else (own + shift).to(own.dtype)
 
     def shifted(self, y: Tensor, host: Any, *spread: int) -> Tensor:
@@ -145,7 +196,7 @@ class LowRank(Adapter):
     # ------------------------------------------------------------------ what is saved
 
     def tensors(self) -> dict[str, Tensor]:
-        a, b = self.plain_factors() if self.plain_form else (self.A, self.B)
+        a, b = self.plain_factors() if self.plain_form else self.occupied()
         own: dict[str, Tensor] = {self.a_key: a, self.b_key: b}
         if self.c is not None:
             own["lora_B.bias"] = self.c
@@ -155,7 +206,8 @@ class LowRank(Adapter):
         """A and B of rank 2r whose product is this update, to be used without an anchor."""
         if self.A0 is not None:
             return self.with_anchor()
-        return self.joined(self.A, torch.zeros_like(self.A), self.B, torch.zeros_like(self.B))
+        a, b = self.occupied()
+        return self.joined(a, torch.zeros_like(a), b, torch.zeros_like(b))
 
     def training_state(self) -> dict[str, Tensor]:
         if not self.plain_form:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from inlay.core.index import index_of
+from inlay.core.index import index_of, task_heads
 from inlay.core.plan import check_adapter_name, plan
 from inlay.errors import ConfigError
 from inlay.methods.lora.config import LoraConfig
+from inlay.methods.lora.lowrank import FACTORS
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def as_plain_lora(model: Any, adapter_name: str, new_name: str) -> None:
     check_adapter_name(new_name, index.configs)
     placed: Any = index.placed[adapter_name]
     narrow = all(a.A.dtype.itemsize == 2 for a in placed.values() if hasattr(a, "with_anchor"))
-    placements, kept = plan(model, config.plain(), heads=getattr(model, "heads", ()), keep_base_dtype=narrow)
+    placements, kept = plan(model, config.plain(), heads=task_heads(model), keep_base_dtype=narrow)
     for p in placements:
         source, target = placed[p.path], p.adapter
         own = dict(target.named_parameters())
@@ -40,6 +41,6 @@ def as_plain_lora(model: Any, adapter_name: str, new_name: str) -> None:
             if own[name].shape == value.shape:
                 own[name].copy_(value)
         if hasattr(source, "with_anchor"):
-            for name, value in zip("AB", source.plain_factors(), strict=True):
+            for name, value in zip(FACTORS, source.plain_factors(), strict=True):
                 own[name].copy_(value)
     index.add(new_name, kept, placements)

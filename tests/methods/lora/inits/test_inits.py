@@ -280,7 +280,7 @@ def test_eva_makes_the_adapter_anew(tmp_path: Path) -> None:
     assert view.a.adapters["default"].scale == view.b.adapters["default"].scale == 4
     assert view.active_adapters == ["default"] and not hasattr(view.c, "adapters")
     assert {n for n, p in view.named_parameters() if p.requires_grad} == {
-        f"{layer}.adapters.default.{m}" for layer in "ab" for m in "AB"
+        f"{layer}.adapters.default.lora_{m}" for layer in "ab" for m in "AB"
     }
     scramble(view).save_pretrained(tmp_path)
     assert torch.equal(PeftModel.from_pretrained(base, tmp_path)(x), view(x))

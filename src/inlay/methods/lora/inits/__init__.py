@@ -15,9 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
+from inlay.core.adapted import unmerged
+from inlay.core.host import canonical, weight_of
 from inlay.errors import ConfigError
 from inlay.methods.lora.inits.olora import olora
 from inlay.methods.lora.inits.pissa import pissa, pissa_iterations
+from inlay.quant import is_quantised
 
 Pair = tuple[Tensor, Tensor]
 
@@ -40,14 +43,22 @@ def is_anchored(init: object) -> bool:
     return isinstance(init, str) and (init in ("olora", *FROM_DATA) or pissa_iterations(init) is not None)
 
 
-def check_readable(what: str, path: str, weight: Tensor | None) -> None:
-    """Raises ConfigError unless `weight`, of the host at `path`, holds the numbers that `what` has to read."""
+def readable(what: str, path: str, host: Any) -> Tensor:
+    """The canonical weight of the unmerged host at `path`, dequantised if need be, which `what` has to read.
+
+    Raises ConfigError unless its numbers are there.
+    """
+    layer = unmerged(host)
+    if is_quantised(layer):
+        return weight_of(layer)
+    weight: Tensor | None = layer._parameters.get("weight")
     if weight is None or weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         state = "computed" if weight is None else "not in memory" if weight.is_meta else f"quantised ({weight.dtype})"
         raise ConfigError(
             f"{what} reads the weight of {path!r}, which is {state}: load the base whole, in a floating-point dtype.",
             what.partition("=")[0],
         )
+    return canonical(layer, weight)
 
 
 def starting_pair(config: Any, path: str, w: Tensor, r: int, scale: float) -> Pair:

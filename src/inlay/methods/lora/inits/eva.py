@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from inlay.checks import check_bool, check_int, check_number
 from inlay.core.adapter import Adapter
 from inlay.core.host import site
-from inlay.core.index import AdapterIndex, index_of
+from inlay.core.index import AdapterIndex, index_of, task_heads
 from inlay.core.plan import plan
 from inlay.errors import ConfigError, StateError
 from inlay.methods.lora.inits.part import Part
@@ -203,7 +203,7 @@ def initialize_lora_eva_weights(
         **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
     )
     narrow = all(a.A.dtype.itemsize == 2 for a in ours.values())
-    placements, kept = plan(model, changed, heads=getattr(model, "heads", ()), keep_base_dtype=narrow)
+    placements, kept = plan(model, changed, heads=task_heads(model), keep_base_dtype=narrow)
     for p in placements:
         if p.path in eva_state_dict:
             own: Any = p.adapter

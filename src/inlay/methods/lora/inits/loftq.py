@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.core.host import canonical, unmerged_parameters
+from inlay.core.host import canonical
 from inlay.core.index import index_of
 from inlay.errors import ConfigError, MismatchError
+from inlay.methods.lora.inits import readable
 from inlay.methods.lora.inits.pissa import pissa
 
 # the 16 values of NormalFloat-4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E)
@@ -76,7 +77,8 @@ def replace_lora_weights_loftq(
     """Sets A and B in a view of a quantised base so that W' is as near to the weights before quantisation as can be.
 
     Args:
-        peft_model: a view with a LoRA adapter in linear layers, whose weights are dense (e.g. `nf4` of the original).
+        peft_model: a view with a LoRA adapter in linear layers, quantised, or dense with the numbers of a quantised
+            weight (e.g. `nf4` of the original).
         weights: the original model, or its state dict.
         callback: (view, path) -> whether to keep what was just set there, e.g. because the logits got better.
 
@@ -95,15 +97,12 @@ def replace_lora_weights_loftq(
     for path, adapter in placed.items():
         if "lora_A.weight" not in adapter.tensors() or adapter.A.dim() != 2:
             continue
-        own = unmerged_parameters(index.hosts[path])["weight"]
-        if own is None or own.is_meta or not own.is_floating_point() or own.dtype.itemsize < 2:
-            raise ConfigError(
-                f"LoftQ reads the weight of {path!r}, which is packed or not in memory: it needs a dense one."
-            )
+        own = readable("LoftQ", path, index.hosts[path])
+        stored = canonical(index.hosts[path], own)
         whole = given.get(f"{path}.weight")
-        if whole is None or whole.shape != own.shape:
-            raise MismatchError(f"`weights` has no {path}.weight of shape {tuple(own.shape)}.", [f"{path}.weight"])
-        missing = canonical(index.hosts[path], whole.to(own.device).float() - own.float())
+        if whole is None or whole.shape != stored.shape:
+            raise MismatchError(f"`weights` has no {path}.weight of shape {tuple(stored.shape)}.", [f"{path}.weight"])
+        missing = canonical(index.hosts[path], whole.to(own.device).float()) - own.float()
         if adapter.r > min(missing.shape):
             raise ConfigError.of("r", adapter.r, f"at most {min(missing.shape)} at {path!r} with LoftQ")
         found[path] = pissa(missing, adapter.r, adapter.scale)

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from inlay.core.host import kind_of
+from inlay.core.index import task_heads
 from inlay.core.plan import plan
 from inlay.errors import TargetError
 
 
 def linear_targets(model: nn.Module, config: Any) -> dict[str, nn.Module]:
     """path -> module of the linear layers among `config`'s targets in `model`, which stays as it is."""
-    heads = getattr(model, "heads", ())  # a view's config names its task's heads, which the model may not have
+    heads = task_heads(model)  # a view's config names its task's heads, which the model may not have
     placements, _ = plan(model, config.replaced(init_lora_weights=True, use_dora=False), heads=heads, init=False)
     found = {p.path: p.host for p in placements if kind_of(p.host) == "linear" and hasattr(p.adapter, "A")}
     if not found:

@@ -12,7 +12,8 @@ DoRA's is y + (m / n - 1) (y - b): backward goes through y alone, and where 16 b
 asked for m / n.
 
 W is read for n in every forward pass. The base's weight is shared, and may change under a view without notice
-(`load_state_dict`, `.data`), so ||W|| is not remembered; to generate much text, merge.
+(`load_state_dict`, `.data`), so ||W|| is not remembered; to generate much text, merge. (A quantised W is
+dequantised each time.)
 
 Dropout, in training, is on the input of A. (peft draws it for W x as well, the mean of which is the same, and pays a
 second product with W.)
@@ -24,15 +25,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inlay.core.host import Site, canonical
+from inlay.core.adapter import alias
+from inlay.core.host import Site, weight_of
 from inlay.methods.lora.config import LoraConfig
 from inlay.methods.lora.conv import CONVS, LoraConv
 from inlay.methods.lora.embedding import LoraEmbedding
-from inlay.methods.lora.inits import check_readable
+from inlay.methods.lora.inits import readable
 from inlay.methods.lora.linear import LoraLinear
 from inlay.methods.lora.lowrank import LowRank
+from inlay.quant import is_quantised
 from inlay.registry import adapter
 
 
@@ -41,20 +44,26 @@ class Dora(LowRank):
 
     reads_weight = True
 
-    m: nn.Parameter
+    m: Tensor = alias("lora_magnitude_vector")
     outputs = 0  # dimension of the canonical weight that counts the outputs
 
     def __init__(self, config: LoraConfig, site: Site):
         super().__init__(config, site)
         weight = site.module._parameters.get("weight")
-        if weight is not None and not weight.is_meta:
-            check_readable("use_dora=True", site.path, weight)
+        if weight is not None and not weight.is_meta and not is_quantised(site.module):
+            readable("use_dora=True", site.path, site.module)
         spread = [1] * (self.A.dim() - 2)
-        self.m = self.parameter(site, *([1, site.out_features, *spread] if spread else [site.out_features]))
+        self.lora_magnitude_vector = self.parameter(
+            site, *([1, site.out_features, *spread] if spread else [site.out_features])
+        )
 
     def reset(self, host: Any) -> None:
         super().reset(host)
-        self.m.copy_(self.norm(canonical(host, host.weight)).view_as(self.m))
+        self.m.copy_(self.norm(weight_of(host)).view_as(self.m))
+
+    def clear(self, host: Any) -> None:
+        super().clear(host)
+        self.m.copy_(self.norm(weight_of(host)).view_as(self.m))
 
     def norm(self, w: Tensor) -> Tensor:
         """n: (out,), a constant, in float32 or w's dtype if that is wider."""
@@ -78,7 +87,7 @@ class Dora(LowRank):
     def forward(self, base: Callable[..., Any], x: Tensor, *args: Any, host: Any, **kwargs: Any) -> Any:
         y = super().forward(base, x, *args, host=host, **kwargs)
         spread = [1] * (self.m.dim() - 2)
-        change = (self.ratio(canonical(host, host.weight)) - 1).to(y.dtype).view(-1, *spread)
+        change = (self.ratio(weight_of(host)) - 1).to(y.dtype).view(-1, *spread)
         b = self.bias(getattr(host, "bias", None))
         return torch.addcmul(y, y if b is None else y - b.to(y.dtype).view(-1, *spread), change)
 
