@@ -147,3 +147,17 @@ def test_parameters_start_frozen_and_in_the_sites_dtype() -> None:
 def test_a_config_without_defaults_has_none() -> None:
     config = AdapterConfig()
     assert config.default_targets("llama") is None and list(config.companions({}, [])) == []
+
+
+def test_an_adapter_is_not_stored_in_8_bits() -> None:
+    """As diffusers' layerwise casting would have it, which casts a host to 8 bits between its calls."""
+    view = get_peft_model(mlp(), LoraConfig(target_modules=["up"], r=2, modules_to_save=["down"]))
+    scramble(view)
+    before = {n: p.clone() for n, p in view.named_parameters() if p.requires_grad}
+    view.to(torch.float8_e4m3fn)
+    assert view.up.weight.dtype is torch.float8_e4m3fn
+    after = dict(view.named_parameters())
+    assert before and all(torch.equal(after[n], p) and after[n].requires_grad for n, p in before.items())
+    view.to(torch.bfloat16)
+    assert {p.dtype for p in view.parameters()} == {torch.bfloat16}
+    assert view.to("meta").up.adapters["default"].A.device.type == "meta"

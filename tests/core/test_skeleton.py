@@ -387,3 +387,21 @@ def test_plain_view_is_the_same_module_in_two_objects() -> None:
     assert model.training
     model.extra = nn.Linear(1, 1)
     assert view.extra is model.extra
+
+
+def test_what_leads_to_a_plain_view_leads_to_the_clone() -> None:
+    # TRL sets a `forward` on `get_base_model()` which calls the one before: in a clone it must not call the original
+    model = mlp()
+    plain = plain_view(model)
+    before = plain.forward
+
+    def patched(self: Any, x: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        return self, before(x) + 1
+
+    plain.forward = types.MethodType(patched, plain)
+    clone = clone_skeleton(model)
+    for p in clone.modules():
+        p._parameters = {k: v if v is None else nn.Parameter(v * 0) for k, v in p._parameters.items()}
+    whom, y = clone(torch.ones(2, 8))
+    assert whom is clone and torch.equal(y, torch.ones_like(y))
+    assert model(torch.ones(2, 8))[0] is plain

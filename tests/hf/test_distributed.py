@@ -19,19 +19,24 @@ from ..tiny import older
 from . import distributed_ddp, distributed_fsdp, tiny
 
 
-def launch(module: str, folder: Path) -> None:
+def launch(module: str, folder: Path, *arguments: str) -> None:
     """Runs `tests/hf/<module>.py` in two processes."""
+    torchrun("-m", f"{__package__}.{module}", str(folder), *arguments)
+
+
+def torchrun(*command: str) -> str:
+    """Runs a script in two processes; returns what it printed."""
     root = Path(__file__).parents[len(str(__package__).split("."))]  # where this package is found
     paths = [str(Path(inlay.__file__).parents[1]), str(root), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + ["-m", f"{__package__}.{module}", str(folder)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,8 @@ from inlay.config import PeftConfig
 from inlay.core.adapted import clone_unadapted, stand_in
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
-from inlay.core.host import Site
+from inlay.core.gather import whole
+from inlay.core.host import UNMERGED, Site, unmerged_parameters
 
 
 class TrainedModule(Adapter):
@@ -35,7 +36,16 @@ class TrainedModule(Adapter):
         return dict(self.module.state_dict(keep_vars=True))
 
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
-        return [p for name, p in host.named_parameters() if not name.startswith("adapters.")]
+        inside = [m for path, m in host.named_modules() if path.partition(".")[0] != "adapters"]
+        return [p for m in inside for p in unmerged_parameters(m).values() if p is not None]
+
+    def lend(self, host: nn.Module) -> None:
+        """Has `host`, and what is in it, hold the parameters of M' until it gets its own back (`UNMERGED`)."""
+        pairs = [(host, self.module)]
+        for module, own in pairs:
+            module.__dict__.setdefault(UNMERGED, module._parameters)
+            module._parameters = own._parameters
+            pairs += [(module._modules[k], m) for k, m in own._modules.items() if m is not None]  # type: ignore[misc]
 
 
 class TrainedParameters(Adapter):
@@ -73,7 +83,8 @@ class TrainedParameters(Adapter):
         return dict(self.copies.items())
 
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
-        return [p for name in self.copies if (p := host._parameters[name]) is not None]
+        holds = (unmerged_parameters(host), host._parameters)
+        return [p for name in self.copies for own in holds if (p := own[name]) is not None]
 
 
 def own_tensors(module: nn.Module) -> None:
@@ -85,4 +96,4 @@ def own_tensors(module: nn.Module) -> None:
 
 
 def _copy(p: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+    return nn.Parameter(whole(p).detach().clone(), requires_grad=p.requires_grad)

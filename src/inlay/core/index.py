@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from inlay.config import PeftConfig
 from inlay.core.active import BASE, ActiveAdapters, Call
-from inlay.core.adapted import adapt, is_adapted, place, restore
+from inlay.core.adapted import Adapted, adapt, is_adapted, place, restore
 from inlay.core.adapter import Adapter
+from inlay.core.gather import check_cut_alike
 from inlay.core.plan import Placement
 from inlay.errors import ConfigError, StateError, did_you_mean
 
@@ -26,21 +27,28 @@ class AdapterIndex:
         active: the object all hosts read.
         trainable: names whose parameters require gradients.
         merged: names that are merged into the weights at present, in that order (`inlay.merge.weights` sets it).
+        report: what the last of those merges rounded away, in quantised layers (likewise).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mixin: type[Adapted] = Adapted) -> None:
+        self.mixin = mixin  # of the classes that hosts get
         self.configs: dict[str, PeftConfig] = {}
         self.placed: dict[str, dict[str, Adapter]] = {}
         self.hosts: dict[str, nn.Module] = {}
-        self.active = ActiveAdapters()
+        self.active = ActiveAdapters(self)
         self.trainable: set[str] = set()
         self.merged: list[str] = []
+        self.report: Any = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.active.belong_to(self)
 
     def add(self, name: str, config: PeftConfig, placements: Sequence[Placement]) -> None:
         """Puts planned adapters in place, inactive and frozen."""
         for p in placements:
             if not is_adapted(p.host):
-                adapt(p.host, self.active)
+                adapt(p.host, self.active, self.mixin)
             self.hosts[p.path] = p.host
             place(p.host, name, p.adapter)
         self.configs[name] = config
@@ -60,6 +68,20 @@ class AdapterIndex:
         del self.placed[name], self.configs[name]
         self.trainable.discard(name)
         self.active.set([n for n in self.active.names if n != name])
+
+    def at(self, path: str) -> AdapterIndex:
+        """What this index says of one host alone, to merge there (then `count_merged`)."""
+        own = AdapterIndex.__new__(AdapterIndex)
+        own.__dict__.update(self.__dict__)
+        own.hosts = {path: self.hosts[path]}
+        own.placed = {n: {p: a for p, a in placed.items() if p == path} for n, placed in self.placed.items()}
+        own.merged = [n for n, placed in own.placed.items() if any(a.merged for a in placed.values())]
+        return own
+
+    def count_merged(self) -> None:
+        """Sets `merged` from what the adapters say."""
+        found = [n for n, placed in self.placed.items() if any(a.merged for a in placed.values())]
+        self.merged = [n for n in self.merged if n in found] + [n for n in found if n not in self.merged]
 
     def activate(self, names: Sequence[str]) -> None:
         """Makes `names` the active adapters. Raises StateError for unknown names and impossible combinations."""
@@ -90,10 +112,15 @@ class AdapterIndex:
                             f"{path!r}. Activate one at a time."
                         )
 
-    def train(self, names: Sequence[str]) -> None:
-        """Makes exactly `names` require gradients."""
+    def check_train(self, names: Sequence[str]) -> None:
+        """Raises StateError unless `names` are adapters that can be trained as things stand."""
         for name in names:
             self.require(name)
+            check_cut_alike((self.hosts[path], adapter) for path, adapter in self.placed[name].items())
+
+    def train(self, names: Sequence[str]) -> None:
+        """Makes exactly `names` require gradients."""
+        self.check_train(names)
         for name in self.trainable.symmetric_difference(names):
             self.require_grad(name, name in names)
         self.trainable = set(names)
@@ -176,6 +203,12 @@ class AdapterIndex:
             raise StateError("A batch cannot mix adapters while one is merged: call unmerge_adapter() first.")
         with self.active.switched(rows=names):
             yield
+
+
+def task_heads(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that a view's task trains along, if the model has them; other models have no task."""
+    found: tuple[str, ...] = getattr(type(model), "_task_heads", ())
+    return found
 
 
 def index_of(model: nn.Module) -> AdapterIndex:

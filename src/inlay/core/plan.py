@@ -19,6 +19,7 @@ from inlay.core.adapted import check_reachable, is_adapted
 from inlay.core.adapter import Adapter
 from inlay.core.classes import original_class
 from inlay.core.copies import TrainedModule
+from inlay.core.gather import gathered
 from inlay.core.host import end_of, kind_of, offloaded_to, site, unreached_children
 from inlay.core.targets import ALL_LINEAR, matches_name, meant_by, select
 from inlay.errors import ConfigError, InlayWarning, TargetError
@@ -124,10 +125,10 @@ def plan(
     makers += [(path, TrainedModule) for path in trained]
     sites = [site(p, modules[p], kind_of(modules[p]) or registry.ANY, keep_base_dtype, not init) for p, _ in makers]
     bank = config.bank(sites[: len(chosen)])
-    placements = [
-        Placement(at.path, at.module, make(config, replace(at, bank=bank)))
-        for (_, make), at in zip(makers, sites, strict=True)
-    ]
+    placements = []
+    for (_, make), at in zip(makers, sites, strict=True):
+        with gathered(at.module.parameters()):  # a copy of the host may be part of the adapter
+            placements.append(Placement(at.path, at.module, make(config, replace(at, bank=bank))))
     if not placements:
         given = getattr(config, "target_modules", config.modules_to_save)
         raise TargetError.of("target_modules", given, "at least one module to adapt or train")
@@ -135,7 +136,8 @@ def plan(
     if init:
         with torch.no_grad():
             for p in placements:
-                p.adapter.reset(p.host)
+                with gathered(p.host.parameters()):
+                    p.adapter.reset(p.host)
     return placements, config
 
 
@@ -208,9 +210,7 @@ def _resolved(
     config = config.copy()
     if not renamed and config.target_modules not in (None, ALL_LINEAR):
         return config
-    names = sorted({p.rsplit(".", 1)[-1] for p in chosen})
-    if [p for p in modules if any(matches_name(p, n) for n in names)] != chosen:
-        names = list(chosen)
+    names = shortest_names(chosen, modules)
     found = config.replaced(target_modules=names, layers_to_transform=None, layers_pattern=None, exclude_modules=None)
     if not renamed or config.target_modules is None:
         return found
@@ -222,3 +222,9 @@ def _resolved(
         stacklevel=2,
     )
     return found
+
+
+def shortest_names(paths: list[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """`target_modules` that mean `paths`, given in the model's order: their last names if these mean nothing else."""
+    names = sorted({p.rsplit(".", 1)[-1] for p in paths})
+    return names if [p for p in modules if any(matches_name(p, n) for n in names)] == paths else list(paths)

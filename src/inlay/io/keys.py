@@ -7,7 +7,7 @@ In files of prompt methods the prefix is `base_model.`; what adapters share has 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from inlay import registry
 from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
 from inlay.core.copies import TrainedParameters
+from inlay.core.gather import check_not_flat, gathered, whole
 from inlay.core.host import end_of, kind_of, unmerged_parameters
 from inlay.core.index import AdapterIndex
 from inlay.core.plan import walk
@@ -43,38 +44,66 @@ def tensors_by_key(placed: Mapping[str, Adapter], config: PeftConfig) -> dict[st
     return found
 
 
-def training_state(placed: Mapping[str, Adapter]) -> dict[str, Tensor]:
+def training_state_by_key(placed: Mapping[str, Adapter], config: PeftConfig) -> dict[str, Tensor]:
     """key -> tensor of what going on with training needs, of the adapters whose file does not hold that."""
     return {key_of(path, suffix): t for path, a in placed.items() for suffix, t in a.training_state().items()}
 
 
-def state_dict_of(index: AdapterIndex, name: str, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """An adapter's tensors by key, from the modules or from the model's (gathered) `state_dict`.
+Listing = Callable[[Mapping[str, Adapter], PeftConfig], dict[str, Tensor]]
 
-    Sharded (DTensor) parameters are gathered, which every process has to take part in.
-    Raises MismatchError if `state_dict` lacks one.
+
+def state_dict_of(
+    index: AdapterIndex,
+    name: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+    listing: Listing = tensors_by_key,
+) -> dict[str, Tensor]:
+    """An adapter's tensors by key, in full: from the modules, or from the model's (gathered) `state_dict`.
+
+    Sharded parameters of the modules are gathered, which every process has to take part in (`inlay.core.gather`). With
+    a `state_dict` nothing is: one process may have it alone.
+    Raises MismatchError if `state_dict` lacks one, StateError if one cannot be gathered.
     """
-    found = tensors_by_key(index.placed[name], index.configs[name])
-    if state_dict is not None:
-        own: dict[int, str] = {}
-        for path, adapter in index.placed[name].items():
-            at = f"{path}.adapters.{name}" if path else f"adapters.{name}"
-            own.update({id(t): f"{at}.{n}" for n, t in [*adapter.named_parameters(), *adapter.named_buffers()]})
-        for key, tensor in found.items():
-            inner = own.get(id(tensor))
-            if inner is None:  # computed, or not part of a state dict
-                continue
-            source = next((state_dict[k] for k in (inner, f"_orig_mod.{inner}") if k in state_dict), None)
-            if source is None:
-                raise MismatchError(f"The state_dict lacks {inner!r} of adapter {name!r}.", missing=[inner])
-            found[key] = source
+    placed, config = index.placed[name], index.configs[name]
+    if state_dict is None:
+        parameters = [p for a in placed.values() for p in a.parameters()]
+        check_not_flat(parameters)
+        with gathered(parameters):
+            return {key: whole(tensor) for key, tensor in listing(placed, config).items()}
+    lister = _Lister(placed, config, listing)
+    sources: dict[int, Tensor] = {}  # of what the adapters hold; what they share has several names
+    lacking: dict[int, str] = {}
+    for path, adapter in placed.items():
+        at = f"{path}.adapters.{name}" if path else f"adapters.{name}"
+        for n, own in [*adapter.named_parameters(), *adapter.named_buffers()]:
+            source = next((state_dict[k] for k in (f"{at}.{n}", f"_orig_mod.{at}.{n}") if k in state_dict), None)
+            if source is not None:
+                sources.setdefault(id(own), source)
+            elif isinstance(own, nn.Parameter):
+                lacking.setdefault(id(own), f"{at}.{n}")
+    lacking = {i: inner for i, inner in lacking.items() if i not in sources}
+    # by each place once: `functional_call` leaves a module that it meets under two names with what it was given
+    places = [(f"{at}.{n}", t) for at, m in lister.named_modules() for n, t in (m._parameters | m._buffers).items()]
+    given = {n: sources[id(t)] for n, t in places if id(t) in sources}
+    found: dict[str, Tensor] = torch.func.functional_call(lister, given, tie_weights=False)
+    computed = {id(t) for t in found.values()}.difference(map(id, given.values()), map(id, lister.buffers()))
+    missing = [inner for i, inner in lacking.items() if i in computed or computed.difference(lacking)]
+    if missing:
+        raise MismatchError(f"The state_dict lacks {missing[0]!r} of adapter {name!r}.", missing=missing)
     return {key: whole(tensor) for key, tensor in found.items()}
 
 
-def whole(tensor: Any) -> Tensor:
-    """`tensor`, gathered if it is sharded (a DTensor), which every process has to take part in."""
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full
+class _Lister(nn.Module):
+    """Lists the tensors of adapters when called, which `functional_call` does with others in the parameters' place."""
+
+    def __init__(self, placed: Mapping[str, Adapter], config: PeftConfig, listing: Listing):
+        super().__init__()
+        self.adapters = nn.ModuleList(placed.values())
+        self.paths, self.config, self.listing = list(placed), config, listing
+
+    def forward(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return self.listing(dict(zip(self.paths, self.adapters, strict=True)), self.config)  # type: ignore[arg-type]
 
 
 def base_embeddings(
@@ -98,11 +127,11 @@ def base_embeddings(
         if (everything or path in adapted) and any(module is end for end in ends):
             at = path + _BASE_LAYER if path in adapted else path
             frozen = unmerged_parameters(module)
-            gathered = state_dict or {}
+            given = state_dict or {}
             for n, p in frozen.items():
                 if p is not None:
                     inner = f"{path}.{n}"
-                    found[key_of(at, n)] = gathered[inner] if inner in gathered else whole(p)
+                    found[key_of(at, n)] = given[inner] if inner in given else whole(p)
     return found
 
 

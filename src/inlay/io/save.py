@@ -9,17 +9,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from inlay.config import PeftConfig
+from inlay.core.host import unmerged_parameters
 from inlay.core.index import index_of
 from inlay.core.plan import walk
 from inlay.errors import ConfigError, StateError, UnsafeFileError
-from inlay.io import keys
 from inlay.io.card import write_card
 from inlay.io.disk import replace_file
 from inlay.io.fingerprint import fingerprint
 from inlay.io.folder import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, WEIGHTS_NAME, reading, write_folder
-from inlay.io.keys import base_embeddings, state_dict_of
+from inlay.io.keys import PREFIX, base_embeddings, state_dict_of, training_state_by_key
 from inlay.io.strict_json import dump_json
 from inlay.io.tensors import pack_tensors
+from inlay.model import PeftModel
 
 
 def save_pretrained(
@@ -38,16 +39,19 @@ def save_pretrained(
     (`inlay.io.transaction`). Other files in it stay. Beside an adapter that is being trained goes what its method needs
     to train on, if that is more than the adapter: a prompt's encoder, AdaLoRA's importance (`Adapter.training_state`).
 
+    Of a model that is sharded (FSDP2, ZeRO-3) the adapters alone are gathered: every process calls this, all but one
+    with `is_main_process=False`. Under FSDP1 `state_dict` has to be given. See `docs/processes.md`.
+
     Args:
         selected_adapters: which; all by default.
         save_embedding_layers: also save the base's embeddings: True, False, or "auto": those that are adapted under
             the names `embed_tokens` and `lm_head`, as peft does. Never looks on the Hub.
         is_main_process: False takes part in gathering a sharded model and writes nothing.
-        state_dict: the model's full state dict, if the caller gathered it.
+        state_dict: the model's full state dict, if the caller gathered it; then no other process takes part.
         training_state: False leaves out what only training needs.
 
     Raises:
-        StateError: an adapter that does not exist, or none at all.
+        StateError: an adapter that does not exist, or none at all; parameters are sharded and cannot be gathered.
         NumericsError: an adapter holds NaN or infinity; nothing is written.
         FileError: the file system refused; the old adapter is intact.
     """
@@ -71,12 +75,14 @@ def save_pretrained(
             frozen = base_embeddings(model, index, name, save_embedding_layers is True, state_dict)
             tensors = {**frozen, **tensors}
             brought.update(map(id, frozen.values()))
+        state: dict[str, Tensor] = {}
+        if training_state and name in index.trainable:
+            state = state_dict_of(index, name, state_dict, training_state_by_key)
         if is_main_process:
             config = index.configs[name].replaced(inference_mode=True)
             files = {CONFIG_NAME: dump_json(config.to_dict()), WEIGHTS_NAME: pack_tensors(tensors)}
-            state = keys.training_state(index.placed[name]) if training_state and name in index.trainable else {}
             if state:
-                files[STATE_NAME] = pack_tensors({key: keys.whole(t) for key, t in state.items()})
+                files[STATE_NAME] = pack_tensors(state)
             folder = Path(save_directory) if name == "default" else Path(save_directory) / name
             packed.append((folder, files, {"inlay": version(), "base": fingerprint(model, brought)}))
     for folder, files, extra in packed:
@@ -87,7 +93,8 @@ def save_pretrained(
 
 def _check_nothing_is_lost(model: nn.Module) -> None:
     """Raises StateError if parameters are being trained that belong to no adapter."""
-    owned = ((f"{path}.{n}" if path else n, p) for path, m in walk(model).items() for n, p in m._parameters.items())
+    own = {path: unmerged_parameters(m) for path, m in walk(model).items()}
+    owned = ((f"{path}.{n}" if path else n, p) for path, found in own.items() for n, p in found.items())
     lost = [name for name, p in owned if p is not None and p.requires_grad]
     if lost:
         raise StateError(
@@ -104,7 +111,11 @@ def get_peft_model_state_dict(
     unwrap_compiled: bool = False,
     save_embedding_layers: bool | str = "auto",
 ) -> dict[str, Tensor]:
-    """An adapter's tensors, keyed as in `adapter_model.safetensors`; arguments as in `save_pretrained`."""
+    """An adapter's tensors, keyed as in `adapter_model.safetensors`; arguments as in `save_pretrained`.
+
+    Of a model that `inject_adapter_in_model` changed, without the prefix `base_model.model.`: as in peft, its callers
+    (transformers, diffusers) put their own before them.
+    """
     model = getattr(model, "_orig_mod", model)
     index = index_of(model)
     index.require(adapter_name)
@@ -112,7 +123,8 @@ def get_peft_model_state_dict(
     if save_embedding_layers:
         everything = save_embedding_layers is True
         tensors = {**base_embeddings(model, index, adapter_name, everything, state_dict), **tensors}
-    return {key: t.detach() for key, t in tensors.items()}
+    prefix = "" if isinstance(model, PeftModel) else PREFIX
+    return {key.removeprefix(prefix): t.detach() for key, t in tensors.items()}
 
 
 def save_config(config: PeftConfig, save_directory: str | Path) -> None:
