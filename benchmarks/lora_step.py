@@ -95,8 +95,8 @@ def check() -> None:
     mine = {k: p for k, p in ours.named_parameters() if p.requires_grad}
     for key, p in mine.items():
         torch.nn.init.normal_(p, std=0.05)
-        name = key.replace("adapters.default.A", "lora_A.default.weight").replace(
-            "adapters.default.B", "lora_B.default.weight"
+        name = key.replace("adapters.default.lora_A", "lora_A.default.weight").replace(
+            "adapters.default.lora_B", "lora_B.default.weight"
         )
         theirs.get_parameter("base_model.model." + name).data.copy_(p)
         exact.get_parameter(key).data.copy_(p)
@@ -107,8 +107,8 @@ def check() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
     errors: dict[str, list[float]] = {"inlay": [], "peft": []}
     for key, p in mine.items():
-        name = key.replace("adapters.default.A", "lora_A.default.weight").replace(
-            "adapters.default.B", "lora_B.default.weight"
+        name = key.replace("adapters.default.lora_A", "lora_A.default.weight").replace(
+            "adapters.default.lora_B", "lora_B.default.weight"
         )
         want = exact.get_parameter(key).grad
         for who, got in (("inlay", p.grad), ("peft", theirs.get_parameter("base_model.model." + name).grad)):

@@ -208,6 +208,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "adapter_config.json").read_text() == text
 
 
+def test_what_to_dict_says_makes_the_config_again() -> None:
+    """As diffusers reads the config that it has put into a file."""
+    config = LoraConfig(r=3, target_modules=["a"])
+    assert LoraConfig(**config.to_dict()) == config
+    with pytest.raises(ConfigError, match="peft_type='IA3' is not allowed: expected LORA"):
+        LoraConfig(**{**config.to_dict(), "peft_type": "IA3"})
+
+
 def test_a_saved_config_is_for_inference_and_the_one_in_memory_is_not(tmp_path: Path) -> None:
     config = LoraConfig()
     config.save_pretrained(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import pickle
 
 import pytest
@@ -29,6 +30,9 @@ CLASSES = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass
         ("NumericsError", [ArithmeticError]),
         ("StateError", [RuntimeError]),
         ("ResumeError", [RuntimeError]),
+        ("EndpointError", [RuntimeError]),
+        ("MissingExtraError", [ImportError]),
+        ("DataError", [ValueError]),
     ],
 )
 def test_each_is_ours_and_the_builtin_that_is_caught_elsewhere(name: str, parents: list[type]) -> None:
@@ -76,3 +80,9 @@ def test_the_nearest_names() -> None:
     assert did_you_mean("qproj", ["norm", "q_proj"]) == " Did you mean 'q_proj'?"
     assert did_you_mean("clasifier", ["classifier", "classifiers"]) == " Did you mean 'classifier' or 'classifiers'?"
     assert did_you_mean("xyz", ["q_proj"]) == "" == did_you_mean("x", [])
+
+
+def test_an_optional_package_is_imported_or_its_extra_named() -> None:
+    assert errors.optional("json", "train") is json
+    with pytest.raises(errors.MissingExtraError, match=r"'nowhere_to_be_found'.*pip install 'inlay\[train\]'"):
+        errors.optional("nowhere_to_be_found", "train")

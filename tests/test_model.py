@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from inlay import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from inlay.errors import ConfigError, StateError, TargetError
-from tests.tiny import Mlp, ids, llama, mlp, net, outline, same, scramble, snapshot
+from tests.tiny import Mlp, close, ids, llama, mlp, net, outline, same, scramble, snapshot
 
 X = torch.ones(2, 8)
 UP = {"target_modules": ["up"], "r": 2}
@@ -134,8 +135,8 @@ def test_adapters_are_added_in_either_order_of_arguments() -> None:
     view.add_adapter(adapter_name="d", peft_config=LoraConfig(**UP))
     assert list(view.peft_config) == ["a", "b", "c", "default", "d"] and view.active_adapters == ["a"]
     assert {n for n, p in view.named_parameters() if p.requires_grad} == {
-        "up.adapters.a.A",
-        "up.adapters.a.B",
+        "up.adapters.a.lora_A",
+        "up.adapters.a.lora_B",
     }
     with pytest.raises(ConfigError, match="adapter_name='b' is not allowed: expected a name not in use"):
         view.add_adapter("b", LoraConfig(**UP))
@@ -292,8 +293,8 @@ def test_zero_grad_state_dict_and_strict_loading() -> None:
         "up.bias",
         "down.weight",
         "down.bias",
-        "up.adapters.default.A",
-        "up.adapters.default.B",
+        "up.adapters.default.lora_A",
+        "up.adapters.default.lora_B",
     }
     scramble(view)
     view.load_state_dict(state)
@@ -350,3 +351,26 @@ def test_a_view_of_every_kind_of_host_at_once() -> None:
     assert torch.equal(view(ids()), base(ids()))
     scramble(view)
     assert not torch.equal(view(ids()), base(ids()))
+
+
+def test_parts_of_the_base_with_names_that_views_have() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model, self.heads = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.prefix = nn.Parameter(torch.ones(6))
+            self.register_buffer("active_adapter", torch.ones(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.heads(self.base_model(x) * self.prefix + self.active_adapter)  # type: ignore[no-any-return]
+
+    base, x = Named().double(), torch.randn(2, 4, dtype=torch.float64)
+    view = get_peft_model(base, LoraConfig(target_modules=["base_model", "heads"]))
+    assert torch.equal(view(x), base(x))
+    scramble(view)
+    y = view(x)
+    assert not torch.equal(y, base(x))
+    assert view.active_adapter == "default" and view.prefix == "adapters."  # to callers, what they are on any view
+    close(view.merge_and_unload()(x), y)
+    twin = copy.deepcopy(view)
+    assert torch.equal(twin(x), y)

@@ -130,7 +130,7 @@ def scramble(view: Any, size: float = 0.1, seed: int = 7) -> Any:
             for adapter in adapters.values():
                 for p in adapter.parameters():
                     if p.is_floating_point():
-                        p.add_((size * torch.randn(p.shape, generator=generator, dtype=torch.float32)).to(p.dtype))
+                        p.add_((size * torch.randn(p.shape, generator=generator, dtype=torch.float32)).to(p))
     return view
 
 

@@ -44,9 +44,16 @@ def config_class(peft_type: object) -> type[PeftConfig]:
 
 
 class _Fields(type):
-    """Configs take fields of peft's that they do not implement, as long as the value means "not used"."""
+    """Configs take what `to_dict()` writes besides their fields, and fields of peft's that they do not implement.
+
+    So `type(config)(**config.to_dict())` makes the config again; a field that is not implemented may say "not used".
+    """
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
+        own = getattr(cls, "peft_type", None)
+        if (given := fields.pop("peft_type", own)) not in (own, None):
+            raise ConfigError.of("peft_type", given, f"{own!s}", "Another method's config has a class of its own.")
+        fields.pop("peft_version", None)
         unsupported: Mapping[str, object] = cls.unsupported  # type: ignore[attr-defined]
         for name in unsupported.keys() & fields.keys():
             neutral = unsupported[name]
@@ -242,7 +249,8 @@ class PeftConfig(metaclass=_Fields):
     def from_pretrained(cls, model_id: str, subfolder: str | None = None, **kwargs: Any) -> PeftConfig:
         """The config in a local adapter folder or on the Hub. An existing folder never causes a network call.
 
-        Hub arguments (`revision`, `cache_dir`, `token`) are taken from `kwargs`; the rest overrides fields.
+        Hub arguments (`revision`, `cache_dir`, `token`, `local_files_only`, `force_download`) are taken from `kwargs`;
+        the rest overrides fields.
         """
         from inlay.io.load import load_config
 

@@ -16,13 +16,18 @@ other libraries keep catching it.
     │   └── BaseMismatchError    the adapter was trained on another base
     ├── NumericsError        a tensor is not finite
     ├── StateError           the call is not allowed in the model's present state (merged, unknown adapter, ...)
-    └── ResumeError          a training run cannot be resumed exactly
+    ├── ResumeError          a training run cannot be resumed exactly
+    ├── MissingExtraError    a package that only this part of Inlay needs is not installed
+    ├── DataError            rows of text to train on, or their format, cannot be used
+    └── EndpointError        a model behind an API does not answer, and asking again will not help
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class InlayError(Exception):
@@ -114,6 +119,18 @@ class ResumeError(InlayError, RuntimeError):
     """A training run cannot be resumed exactly; the message names what is missing or differs."""
 
 
+class MissingExtraError(InlayError, ImportError):
+    """A package that an optional part of Inlay needs is not installed. The message names the extra that brings it."""
+
+
+class DataError(InlayError, ValueError):
+    """Rows of text to train on cannot be used: their format is not known, or none of them is left."""
+
+
+class EndpointError(InlayError, RuntimeError):
+    """A model behind an API cannot be asked: refused key, unknown model, a request it rejects, retries used up."""
+
+
 class InlayWarning(UserWarning):
     """Something worth knowing that does not stop the call."""
 
@@ -127,3 +144,14 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """`" Did you mean 'a' or 'b'?"`, or the empty string when nothing looks like `name`."""
     close = nearest(name, candidates)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def optional(module: str, extra: str) -> Any:
+    """The module of this name, imported now; `inlay[extra]` installs it. Raises MissingExtraError if there is none."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"This needs the package of {module!r}, which cannot be imported ({error}). "
+            f"Install it with: pip install 'inlay[{extra}]'"
+        ) from error

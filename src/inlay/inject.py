@@ -10,9 +10,12 @@ from torch import nn
 
 from inlay import registry
 from inlay.config import PeftConfig
+from inlay.core.copies import TrainedModule
 from inlay.core.index import AdapterIndex, index_of
-from inlay.core.plan import check_adapter_name, no_aliases, plan
-from inlay.errors import ConfigError, StateError
+from inlay.core.plan import Placement, check_adapter_name, no_aliases, plan, walk
+from inlay.errors import ConfigError, StateError, TargetError
+from inlay.layer import TunerLayer
+from inlay.quant import is_quantised
 
 
 def add_adapter(
@@ -20,17 +23,41 @@ def add_adapter(
 ) -> PeftConfig:
     """Plans and places a new adapter in a view or an injected model; returns its config as kept. Not activated."""
     index = index_of(model)
-    check_adapter_name(name, index.configs)
-    if not isinstance(config, PeftConfig):
-        raise ConfigError.of("peft_config", type(config).__name__, "a config such as LoraConfig(...)")
-    if index.merged:
-        raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before adding adapters.")
+    check_config(config)
+    check_free(index, name)
     placements, kept = plan(
         model, config, heads=heads, aliases=aliases_of(model), keep_base_dtype=keep_base_dtype, init=init
     )
+    check_trainable(placements)
     describe_base(kept, model)
     index.add(name, kept, placements)
     return kept
+
+
+def check_trainable(placements: Sequence[Placement]) -> None:
+    """Raises TargetError if a module is to be trained in full of which a layer is quantised: it has no gradient."""
+    for p in placements:
+        packed = isinstance(p.adapter, TrainedModule) and any(map(is_quantised, walk(p.host).values()))
+        if packed:
+            raise TargetError(
+                f"{p.path!r} cannot be trained in full (modules_to_save): it is quantised. Leave it out of what is "
+                "quantised (BitsAndBytesConfig(llm_int8_skip_modules=[...])), or give it an adapter instead.",
+                "modules_to_save",
+                p.path,
+            )
+
+
+def check_config(config: object) -> None:
+    """Raises ConfigError unless `config` is one."""
+    if not isinstance(config, PeftConfig):
+        raise ConfigError.of("peft_config", type(config).__name__, "a config such as LoraConfig(...)")
+
+
+def check_free(index: AdapterIndex, name: str) -> None:
+    """Raises unless an adapter `name` can be added: ConfigError for the name, StateError while one is merged."""
+    check_adapter_name(name, index.configs)
+    if index.merged:
+        raise StateError(f"{index.merged} is merged into the weights: call unmerge_adapter() before adding adapters.")
 
 
 def aliases_of(model: nn.Module) -> Any:
@@ -68,13 +95,25 @@ def inject_adapter_in_model(
 
     Raises:
         TargetError, ConfigError, MismatchError: config or weights do not fit the model. Nothing has changed then.
+        ConfigError as well: the method needs a view. It adds virtual tokens, or keeps tensors that its layers share in
+            its files, where the tensors of a model changed in place stand layer by layer.
     """
-    if not isinstance(getattr(model, "_inlay", None), AdapterIndex):
-        model.__dict__["_inlay"] = AdapterIndex()
-    index = index_of(model)
+    check_config(peft_config)
+    if peft_config.is_prompt_learning:
+        raise ConfigError(f"{peft_config.peft_type} changes what the whole model is given: use get_peft_model.")
+    index = getattr(model, "_inlay", None)
+    if not isinstance(index, AdapterIndex) or getattr(model, "peft_config", None) is not index.configs:
+        # without them diffusers has put the plain layers back, and deleted what told of the adapters
+        index = model.__dict__["_inlay"] = AdapterIndex(TunerLayer)
     names = list(index.configs)
     try:
-        add_adapter(model, peft_config, adapter_name, init=state_dict is None)
+        add_adapter(model, peft_config, adapter_name, _heads_named(peft_config, model), init=state_dict is None)
+        if any(adapter.shared_tensors() for adapter in index.placed[adapter_name].values()):
+            less = ", or save_projection=False" if hasattr(peft_config, "save_projection") else ""
+            raise ConfigError(
+                f"{peft_config.peft_type} saves tensors that all its layers share, and a model that is changed in place"
+                f" has its files written layer by layer: use get_peft_model{less}."
+            )
         if state_dict is not None:
             from inlay.io.load import set_peft_model_state_dict
 
@@ -89,6 +128,18 @@ def inject_adapter_in_model(
     for p in model.parameters():
         if id(p) not in own:
             p.requires_grad_(False)
+    model.__dict__["peft_config"] = index.configs  # where transformers and diffusers look, and delete
     index.activate([adapter_name])
     index.train([] if peft_config.inference_mode else [adapter_name])
     return model
+
+
+def _heads_named(config: PeftConfig, model: nn.Module) -> list[str]:
+    """Those of `modules_to_save` that are heads of the config's task, if the model has one of them.
+
+    peft names all of them in its files, whichever the model has.
+    """
+    from inlay.tasks import VIEW_CLASSES
+
+    named = [n for n in VIEW_CLASSES[config.task_type]._task_heads if n in (config.modules_to_save or ())]
+    return named if any(path.endswith(tuple(named)) for path in walk(model)) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -9,18 +10,20 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from inlay import registry, status
+from inlay import quant, registry, status
 from inlay.config import PeftConfig
 from inlay.core.active import Facts
 from inlay.core.adapted import Composite, check_reachable, is_adapted, redirect
-from inlay.core.classes import derive
+from inlay.core.classes import derive, original_class
 from inlay.core.host import call_names
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
 from inlay.inject import add_adapter
+from inlay.layer import TunerLayer
 from inlay.merge import weights
 from inlay.tuner import Names, Tuner
+from inlay.view import ViewNames
 
 PER_ROW = ("adapter_names", "task_ids", "alora_offsets")  # arguments of a call that are not the base's
 
@@ -46,8 +49,10 @@ class PeftModel(Composite):
     _label = "PeftModel"
     _inlay: AdapterIndex
     _base: nn.Module
-    heads: ClassVar[tuple[str, ...]] = ()  # modules trained along with the adapter, if the model has them
-    prefix = "lora_"
+    _hides = False  # whether a part of the base has a name that views have a meaning for (`base_model`)
+    _task_heads: ClassVar[tuple[str, ...]] = ()  # modules trained along with the adapter, if the model has them
+    prefix = "adapters."  # in the names of all that is the adapters' among the view's parameters, and of nothing else
+    _behind = (ViewNames,)
     _hf_peft_config_loaded = True  # transformers asks for it; on the class, so that a merged model is free of it
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +81,7 @@ class PeftModel(Composite):
             return self._answer(*args, **kwargs)
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        active, f = self._inlay.active, super().forward
+        active, f = self._inlay.active, self._own_forward()
         if "adapters" in self._modules and not active.disabled:
             rows = active.rows
             f = self._compose(f, active.names if rows is None else rows[:1])
@@ -84,6 +89,12 @@ class PeftModel(Composite):
         if penalty is None:
             return self._stamped(f(*args, **kwargs))
         return self._stamped(_with_penalty(f(*args, **kwargs), penalty, "labels" in kwargs))
+
+    def _own_forward(self) -> Any:
+        """The base's forward. Within it, a part of the base is what its name says, though a view has such a name too."""
+        if not self._hides:
+            return super().forward
+        return types.MethodType(original_class(self).forward, plain_view(self))
 
     def _stamped(self, outputs: Any) -> Any:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -151,11 +162,12 @@ class PeftModel(Composite):
         """Adds a new adapter, inactive. The two first arguments may come in either order (peft's, transformers')."""
         if isinstance(adapter_name, PeftConfig):
             adapter_name, peft_config = peft_config or "default", adapter_name
-        add_adapter(self, peft_config, adapter_name, self.heads, keep_base_dtype=not autocast_adapter_dtype)
+        add_adapter(self, peft_config, adapter_name, self._task_heads, keep_base_dtype=not autocast_adapter_dtype)
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Activates one adapter, or several together, and makes exactly those trainable (none in `inference_mode`)."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        self._inlay.check_train([] if inference_mode else names)
         self._inlay.activate(names)
         self._inlay.train([] if inference_mode else names)
 
@@ -169,12 +181,12 @@ class PeftModel(Composite):
         self._inlay.remove(adapter_name)
 
     def add_weighted_adapter(
-        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, **how: Any
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, *how: Any, **named: Any
     ) -> None:
-        """Adds an adapter that is a weighted sum of others; see `inlay.merge.arithmetic`."""
+        """Adds an adapter made of others; see `inlay.merge.arithmetic.add_weighted_adapter` for what and how."""
         from inlay.merge.arithmetic import add_weighted_adapter
 
-        add_weighted_adapter(self, adapters, weights, adapter_name, **how)
+        add_weighted_adapter(self, adapters, weights, adapter_name, *how, **named)
 
     def load_adapter(
         self,
@@ -193,7 +205,7 @@ class PeftModel(Composite):
             self,
             model_id,
             adapter_name,
-            heads=self.heads,
+            heads=self._task_heads,
             is_trainable=is_trainable,
             strict=strict,
             keep_base_dtype=not autocast_adapter_dtype,
@@ -213,10 +225,7 @@ class PeftModel(Composite):
         config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """A view of `model` with the adapter saved in `model_id` (a folder or a Hub id), active.
-
-        Everything is checked before anything changes; arguments as in `inlay.io.load.load_adapter`.
-        """
+        """A view of `model` with a saved adapter, active; arguments and errors as in `inlay.io.load.load_adapter`."""
         from inlay.io.load import view_from_pretrained
 
         return view_from_pretrained(cls, model, model_id, adapter_name, is_trainable, config, **kwargs)
@@ -231,7 +240,7 @@ class PeftModel(Composite):
                 yield
         finally:
             if merged:
-                weights.merge(self._inlay, merged)
+                weights.remerge(self._inlay, merged)
 
     def disable_adapters(self) -> None:
         """transformers' name: answer as the base until `enable_adapters()`. Merged adapters are unmerged for good."""
@@ -245,18 +254,40 @@ class PeftModel(Composite):
     # ------------------------------------------------------------------ merging
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Writes adapters (by default the active ones) into copies of the weights; see `inlay.merge.weights`."""
+        """Writes adapters (by default the active ones) into copies of the weights; see `inlay.merge.weights`.
+
+        Every merge is a safe one: what would be written is checked before anything is.
+        """
         weights.merge(self._inlay, adapter_names)
 
     def unmerge_adapter(self) -> None:
         """Undoes `merge_adapter`, bit-exactly."""
         weights.unmerge(self._inlay)
 
+    @property
+    def merge_report(self) -> Any:
+        """What `merge_adapter` rounded in quantised layers (`inlay.merge.report`); None while nothing is merged."""
+        return self._inlay.report
+
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        dequantize: bool | torch.dtype = False,
     ) -> Any:
-        """A plain model of the base's class with the adapters in its weights; only the merged layers' are private."""
-        return weights.merge_and_unload(self, self._inlay, adapter_names)
+        """A plain model of the base's class with the adapters in its weights; only the merged layers' are private.
+
+        `dequantize=True`, or a dtype, makes quantised layers dense, so that nothing is rounded. `safe_merge` makes no
+        difference, see `merge_adapter`.
+        """
+        return weights.merge_and_unload(self, self._inlay, adapter_names, dequantize, progressbar)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `inlay.convert_to_lora` takes this adapter."""
+        from inlay.merge.convert import supports_lora_conversion
+
+        return supports_lora_conversion(self, adapter_name)
 
     def unload(self) -> nn.Module:
         """The base, as it was passed in."""
@@ -280,6 +311,12 @@ class PeftModel(Composite):
         from inlay.io.save import save_pretrained
 
         save_pretrained(self, save_directory, **kwargs)
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None, state_dict: Any = None) -> dict[str, Any]:
+        """transformers' name: what the file of an adapter (by default the active one) would hold."""
+        from inlay.io.save import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(self, state_dict, adapter_name or self.active_adapters[0])
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Saves the adapters and uploads them to the Hub; see `inlay.io.hub.push_to_hub`."""
@@ -334,7 +371,7 @@ def _make_view(
     low_cpu_mem_usage: bool = False,
 ) -> Any:
     view = bare_view(cls, model)
-    add_adapter(view, peft_config, adapter_name, cls.heads, keep_base_dtype=not autocast_adapter_dtype)
+    add_adapter(view, peft_config, adapter_name, cls._task_heads, keep_base_dtype=not autocast_adapter_dtype)
     open_view(view, adapter_name, trainable=not peft_config.inference_mode)
     return view
 
@@ -353,13 +390,17 @@ def bare_view(cls: type[PeftModel], model: nn.Module) -> Any:
     before = type(view)
     view.__class__ = derive(cls, before)
     redirect(view, before)
-    view.__dict__["_inlay"], view.__dict__["_base"] = AdapterIndex(), model
+    view.__dict__["_inlay"], view.__dict__["_base"] = AdapterIndex(TunerLayer), model
+    if any(hasattr(PeftModel, name) for own in (model._modules, model._parameters, model._buffers) for name in own):
+        view.__dict__["_hides"] = True
     return view
 
 
 def open_view(view: Any, adapter_name: str, trainable: bool) -> None:
     """Freezes the base's weights and activates the first adapter."""
     view._base.requires_grad_(False)
+    for model in (view, view._base):
+        quant.settle(model)
     view._inlay.activate([adapter_name])
     view._inlay.train([adapter_name] if trainable else [])
     glue = registry.glue_for(view)

@@ -11,6 +11,7 @@ from torch import nn
 from inlay.core.host import numel
 from inlay.core.index import AdapterIndex, index_of
 from inlay.errors import StateError
+from inlay.quant import is_quantised, packed_in, size
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -22,8 +23,13 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
             for path, adapter in adapters.items():
                 replaced.update(map(id, adapter.replaces(index.hosts[path])))
     trainable = total = 0
+    counted = set(replaced)
+    for module in model.modules():  # packed weights, of which some are buffers, or not called `weight`
+        if is_quantised(module) and id(held := packed_in(module)) not in counted:
+            counted.add(id(held))
+            total += size(module)
     for p in model.parameters():
-        if id(p) not in replaced:
+        if id(p) not in counted:
             total += numel(p)
             trainable += numel(p) if p.requires_grad else 0
     return trainable, total

@@ -22,19 +22,19 @@ class PeftModelForSeq2SeqLM(PeftModel):
 class PeftModelForSequenceClassification(PeftModel):
     """A view of a sequence classifier. Its head is trained and saved along."""
 
-    heads = ("classifier", "score", "classification_head")
+    _task_heads = ("classifier", "score", "classification_head")
 
 
 class PeftModelForTokenClassification(PeftModel):
     """A view of a token classifier. Its head is trained and saved along."""
 
-    heads = ("classifier", "score")
+    _task_heads = ("classifier", "score")
 
 
 class PeftModelForQuestionAnswering(PeftModel):
     """A view of a span-extraction model. Its head is trained and saved along."""
 
-    heads = ("qa_outputs",)
+    _task_heads = ("qa_outputs",)
 
 
 class PeftModelForFeatureExtraction(PeftModel):

@@ -38,7 +38,8 @@ class Tuner:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        own = type(self._view)._mixin.__mro__[:-1]
+        mixin = type(self._view)._mixin
+        own = (*mixin.__mro__[:-1], *mixin._behind)
         if name != "forward" and any(name in vars(c) for c in own):
             return getattr(self._view, name)
         backbone = self._backbone

@@ -192,6 +192,20 @@ def test_a_view_is_fetched_once(saved: Any, monkeypatch: pytest.MonkeyPatch, tmp
     assert asked == ["org/name"]
 
 
+def test_what_transformers_passes_along_with_a_config(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    asked: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, **kw: asked.append(kw) or str(saved[1]))
+    more = {"revision": "v1", "local_files_only": True, "force_download": True, "proxies": None, "tqdm_class": None}
+    assert PeftConfig.from_pretrained("org/name", **more).peft_type == "LORA"
+    (kwargs,) = asked
+    assert (kwargs["revision"], kwargs["local_files_only"], kwargs["force_download"]) == ("v1", True, True)
+
+
 def test_the_card_that_is_pushed_names_the_repository(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -63,10 +63,10 @@ def test_a_gathered_state_dict() -> None:
     for given in (state, {f"_orig_mod.{k}": v for k, v in state.items()}):
         found = state_dict_of(index_of(view), "default", given)
         assert torch.equal(found[key_of("norm", "weight")], view.norm.adapters["default"].module.weight + 1)
-    del state["fc.adapters.default.A"]
-    with pytest.raises(MismatchError, match=r"lacks 'fc.adapters.default.A' of adapter 'default'") as caught:
+    del state["fc.adapters.default.lora_A"]
+    with pytest.raises(MismatchError, match=r"lacks 'fc.adapters.default.lora_A' of adapter 'default'") as caught:
         state_dict_of(index_of(view), "default", state)
-    assert caught.value.missing == ["fc.adapters.default.A"]
+    assert caught.value.missing == ["fc.adapters.default.lora_A"]
 
 
 @pytest.mark.parametrize(

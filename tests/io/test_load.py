@@ -489,9 +489,9 @@ def test_not_strict_applies_what_fits_and_reports_the_rest(folder: Path) -> None
     assert report.mismatched_keys == {DOWN_B: ((8, 4), (8, 3))}
     own, source = snapshot(view), snapshot(trained())
     for x in "AB":
-        assert torch.equal(own[f"up.adapters.second.{x}"], source[f"up.adapters.default.{x}"])
-    assert not own["down.adapters.second.B"].any()  # as new
-    assert own["down.adapters.second.A"].isfinite().all() and own["down.adapters.second.A"].any()
+        assert torch.equal(own[f"up.adapters.second.lora_{x}"], source[f"up.adapters.default.lora_{x}"])
+    assert not own["down.adapters.second.lora_B"].any()  # as new
+    assert own["down.adapters.second.lora_A"].isfinite().all() and own["down.adapters.second.lora_A"].any()
     assert PeftModel.from_pretrained(mlp(), folder, strict=False)(X).isfinite().all()
 
 
@@ -507,9 +507,9 @@ def test_ignore_mismatched_sizes(folder: Path, existing: bool) -> None:
     refused(folder, MismatchError, f"{DOWN_A}: expected shape (4, 16), got (3, 16)")
     if existing:
         view = scramble(get_peft_model(mlp(), lora()), seed=5)
-        kept = snapshot(view)["down.adapters.default.A"]
+        kept = snapshot(view)["down.adapters.default.lora_A"]
         report = view.load_adapter(folder, "default", ignore_mismatched_sizes=True)
-        assert torch.equal(snapshot(view)["down.adapters.default.A"], kept)
+        assert torch.equal(snapshot(view)["down.adapters.default.lora_A"], kept)
     else:
         view = get_peft_model(mlp(), lora(), "first")
         report = view.load_adapter(folder, "default", ignore_mismatched_sizes=True)

@@ -98,7 +98,7 @@ def test_a_relative_path_and_parents_that_are_not_there(tmp_path: Path, monkeypa
         ({"save_embedding_layers": None}, ConfigError, "save_embedding_layers=None"),
         ({"selected_adapters": ["x"]}, StateError, "There is no adapter 'x'; loaded: 'default'"),
         ({"selected_adapters": ["default", "x"]}, StateError, "There is no adapter 'x'"),
-        ({"state_dict": {}}, MismatchError, "The state_dict lacks 'up.adapters.default.A'"),
+        ({"state_dict": {}}, MismatchError, "The state_dict lacks 'up.adapters.default.lora_A'"),
     ],
 )
 def test_what_is_refused_before_anything_is_written(arguments: Any, error: Any, message: str, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_state_dict_a_caller_gathered(tmp_path: Path) -> None:
     compiled = {f"_orig_mod.{k}": v for k, v in gathered.items()}
     view.save_pretrained(tmp_path, state_dict=compiled)
     assert torch.equal(
-        load_file(tmp_path / WEIGHTS_NAME)["base_model.model.up.lora_A.weight"], gathered["up.adapters.default.A"]
+        load_file(tmp_path / WEIGHTS_NAME)["base_model.model.up.lora_A.weight"], gathered["up.adapters.default.lora_A"]
     )
 
 

@@ -82,7 +82,7 @@ def mapped(pattern: dict[str, list[bool]] | None) -> dict[str, list[bool]] | Non
 
 def entries(model: Any) -> dict[str, torch.Tensor]:
     """Every E, by the path of its layer."""
-    found = {n: p.detach() for n, p in model.named_parameters() if "lora_E" in n or n.endswith("default.E")}
+    found = {n: p.detach() for n, p in model.named_parameters() if "lora_E" in n}
     return {n.removeprefix("base_model.model.").split(".adapters")[0].split(".lora_E")[0]: p for n, p in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -64,12 +65,25 @@ class ActiveAdapters:
     is recomputed, so that this raises instead. The facts are restored: recomputed is what was computed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, index: Any = None) -> None:
+        self.belong_to(index)
         self.names: tuple[str, ...] = ()
         self.rows: tuple[str, ...] | None = None
         self.given = Facts()
         self.disabled = False
         self._expected: tuple[State, Facts] | None = None
+
+    def belong_to(self, index: Any) -> None:
+        """Notes whose active names these are. Weakly, for the index leads to every host, and every host here."""
+        self._index = None if index is None else weakref.ref(index)
+
+    @property
+    def index(self) -> Any:
+        """The `AdapterIndex` whose active names these are; None once it is gone."""
+        return None if self._index is None else self._index()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}  # a copied index says so itself
 
     @property
     def state(self) -> State:

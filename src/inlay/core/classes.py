@@ -24,6 +24,7 @@ class Derived(_Module):
     _original_class: type[nn.Module]
     _mixin: type[Derived]
     _label: str
+    _behind: tuple[type, ...] = ()  # bases that come after the original: whatever that has of its own stays
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -57,8 +58,7 @@ def _derive(mixin: type[Derived], original: type[nn.Module]) -> type:
     names = {k: getattr(original, k) for k in ("__module__", "__qualname__", "__doc__")}
     body = {**names, "_original_class": original, "_mixin": mixin, "forward": forward}
     metaclass: Any = type(original)
-    made: type = metaclass(original.__name__, (mixin, original), body)
-    return made
+    return metaclass(original.__name__, (mixin, original, *mixin._behind), body)  # type: ignore[no-any-return]
 
 
 def _rebuild(mixin: type[Derived], original: type[nn.Module]) -> Any:

@@ -39,11 +39,11 @@ def clone_skeleton(model: nn.Module, class_of: Callable[[nn.Module], type] = typ
     """
     model = getattr(model, "_orig_mod", model)
     modules = list(model.modules())
-    memo: dict[int, Any] = {id(m): object.__new__(class_of(m)) for m in modules}
+    memo: dict[int, Any] = {_identity(m): object.__new__(class_of(m)) for m in modules}
     configs: dict[int, Any] = {}
     later: list[tuple[dict[str, Any], str, Any]] = []
     for module in modules:
-        state = memo[id(module)].__dict__
+        state = memo[_identity(module)].__dict__
         for key, value in module.__dict__.items():
             kind = type(value)
             if kind in _ATOMS or key in _SHARED:
@@ -61,12 +61,12 @@ def clone_skeleton(model: nn.Module, class_of: Callable[[nn.Module], type] = typ
     later.sort(key=lambda entry: "hooks" not in entry[1])
     for state, key, value in later:
         state[key] = _rebind(value, memo)
-    return memo[id(model)]
+    return memo[_identity(model)]
 
 
 def _rebind(value: Any, memo: dict[int, Any]) -> Any:
     """`value` with every reference to a cloned module replaced by its clone; containers are made anew in any case."""
-    known = memo.get(id(value))
+    known = memo.get(_identity(value))
     if known is not None:
         return known
     kind = type(value)
@@ -91,7 +91,12 @@ def _rebind(value: Any, memo: dict[int, Any]) -> Any:
         partial = functools.partial(_led(value.func, memo), *(_led(v, memo) for v in value.args), **keywords)
         partial.__dict__.update((k, _led(v, memo)) for k, v in value.__dict__.items())
         return partial
-    return weakref.ref(memo[id(value())])
+    return weakref.ref(memo[_identity(value())])
+
+
+def _identity(value: Any) -> int:
+    """By what `value` is found in a memo: a module by its `__dict__`, which its plain views share."""
+    return id(value.__dict__) if isinstance(value, nn.Module) else id(value)
 
 
 def _led(value: Any, memo: dict[int, Any]) -> Any:
@@ -101,7 +106,7 @@ def _led(value: Any, memo: dict[int, Any]) -> Any:
 
 def _refers(value: Any, memo: dict[int, Any], seen: set[int]) -> bool:
     """True if a cloned module can be reached from `value`. `seen`: what was looked at already."""
-    if id(value) in memo:
+    if _identity(value) in memo:
         return True
     if type(value) in _ATOMS or id(value) in seen:
         return False

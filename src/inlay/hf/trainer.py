@@ -50,7 +50,7 @@ def _teach(module_name: str) -> None:
         return
     new: dict[str, Any] = {"is_peft_available": _yes}
     for name in ("PeftModel", "PeftMixedModel"):
-        new[name] = (there[name], PeftModel) if name in there else PeftModel
+        new[name] = (there[name], PeftModel) if there.get(name, PeftModel) is not PeftModel else PeftModel
     if _FSDP1 in there:
         new[_FSDP1] = _prepare_fsdp1
     for name, value in new.items():

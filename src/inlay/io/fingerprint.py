@@ -27,6 +27,7 @@ from inlay.core.plan import walk
 from inlay.errors import BaseMismatchError, ConfigError, CorruptFileError, InlayWarning
 from inlay.io.manifest import MANIFEST_NAME
 from inlay.io.strict_json import dump_json
+from inlay.quant import is_quantised
 
 _PARAMETERS, _NUMBERS = 16, 8
 _ROUNDING = 2.0**-7  # relative, of bfloat16
@@ -36,6 +37,7 @@ _VOLATILE = frozenset(
         *("dtype", "torch_dtype", "quantization_config", "use_cache", "return_dict", "tie_word_embeddings"),
         *("id2label", "label2id", "num_labels", "problem_type", "output_attentions", "output_hidden_states"),
         *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+        *("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens"),  # of `generate`, where guides set them
     ]
 )
 
@@ -117,6 +119,8 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in walk(model).items():
+        if is_quantised(module):
+            continue
         shared = unmerged_parameters(module)
         for name, p in shared.items():
             if p is None or id(p) in seen or p.dim() < 2 or p.device.type == "meta" or hasattr(p, "full_tensor"):

@@ -21,9 +21,12 @@ def local_folder(
     cache_dir: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = False,
+    local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
     """The folder an adapter is in: `model_id` itself if that is a local folder, else a download from the Hub.
 
+    With `local_files_only` what was downloaded before is all there is; with `force_download` it is fetched again.
     Raises MissingFileError if it is neither (with what the Hub said), or if `model_id` is plainly a path.
     """
     given = str(model_id)
@@ -38,7 +41,15 @@ def local_folder(
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + name for name in _FILES if allow_pickle or name != PICKLE_NAME]
     try:
-        found = snapshot_download(given, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=wanted)
+        found = snapshot_download(
+            given,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=wanted,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
     except Exception as error:  # every kind of failure means the same here: it could not be had
         raise MissingFileError(
             f"There is no local folder {given!r}, and it could not be fetched from the Hub: "

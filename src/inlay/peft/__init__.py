@@ -20,6 +20,9 @@ from typing import Any
 
 from inlay.errors import StateError
 
+# module -> its global that says, once and for all, whether it found peft when it was imported
+_DECIDED = {"diffusers.utils.import_utils": "_peft_available"}
+
 
 def path() -> str:
     """The folder to put first on the path for `import peft` to mean Inlay."""
@@ -39,6 +42,13 @@ def install() -> None:
             "before anything imports peft (in a notebook: restart the kernel first), or run the script with "
             "python -m inlay.peft."
         )
+    late = _without_peft() if path() not in sys.path else []
+    if late:
+        raise StateError(
+            f"{', '.join(late)} {'was' if len(late) == 1 else 'were'} imported without peft, and would go on without: "
+            "restart (in a notebook: the kernel), and call inlay.peft.install() before importing them, or run the "
+            "script with python -m inlay.peft."
+        )
     folder = path()
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -46,6 +56,27 @@ def install() -> None:
     if folder not in inherited.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, inherited]))
     importlib.invalidate_caches()
+    _ask_again()
+
+
+def _without_peft() -> list[str]:
+    """Imported modules that have decided that there is no peft."""
+    late = [name for name, flag in _DECIDED.items() if vars(sys.modules.get(name, sys)).get(flag, True) is False]
+    # trl's trainers import peft's names, where there is peft, when they are imported themselves
+    trainers = [n for n in sys.modules if n.startswith("trl.trainer.") and n.endswith("_trainer")]
+    return late + sorted(n for n in trainers if "is_peft_available" in vars(sys.modules[n]) and not _has_peft(n))
+
+
+def _has_peft(name: str) -> bool:
+    return any(key in vars(sys.modules[name]) for key in ("PeftModel", "PeftConfig", "peft"))
+
+
+def _ask_again() -> None:
+    """Has transformers look for peft again: it remembers the answer."""
+    found = vars(sys.modules.get("transformers.utils.import_utils", sys)).get("is_peft_available")
+    clear = getattr(found, "cache_clear", None)
+    if clear is not None:
+        clear()
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -19,14 +19,14 @@ class Finder:
     """Finds and loads every module of the table below `peft`."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """The spec of a module of the table. ImportError, with a sentence, for what peft has and Inlay has not."""
+        """The spec of a module of the table. ImportError, with a sentence, for anything else below `peft`.
+
+        All of them are packages: only of those does Python come here for a name that it has not found.
+        """
         if name in MODULES and name != "peft":
-            inner = any(other.startswith(name + ".") for other in MODULES)
-            return ModuleSpec(name, self, is_package=inner)  # type: ignore[arg-type]
-        if name.startswith("peft."):
-            sentence = lacking(name)
-            if sentence is not None:
-                raise ImportError(sentence, name=name)
+            return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
+        if name.startswith("peft.") and not name.endswith("__"):
+            raise ImportError(lacking(name), name=name)
         return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -43,9 +43,10 @@ def fill(module: ModuleType) -> None:
     offered = MODULES[module.__name__]
 
     def get(name: str) -> Any:
+        if f"{module.__name__}.{name}" in MODULES:
+            return importlib.import_module(f"{module.__name__}.{name}")
         if name not in offered:
-            sentence = lacking(f"{module.__name__}.{name}")
-            raise AttributeError(sentence or f"module {module.__name__!r} has no attribute {name!r}")
+            raise AttributeError(lacking(f"{module.__name__}.{name}"), name=name, obj=module)
         home, _, attribute = offered[name].partition(":")
         value = getattr(importlib.import_module(home), attribute or name)
         setattr(module, name, value)
@@ -62,7 +63,7 @@ def fill(module: ModuleType) -> None:
 def take_over(package: ModuleType) -> None:
     """Makes `package`, which is being imported as `peft`, and all below it Inlay's."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder())
     package.__path__ = []
     fill(package)
     vars(package).update(__version__=VERSION, __provider__="inlay")

@@ -79,10 +79,8 @@ class PromptEncoder(VirtualTokens):
         if trained:  # torch's own modules are not made on meta and filled later: an LSTM keeps its weights twice
             site = replace(site, device=next(site.module.parameters()).device)
         self.embedding = self.parameter(site, config.rows, config.token_dim)  # type: ignore[arg-type]
+        nn.init.normal_(self.embedding)  # here, as g draws its start when it is made: E is first, as in peft
         self.encoder = _encoder(config, site).requires_grad_(False) if trained else None
-
-    def reset(self, host: nn.Module) -> None:
-        nn.init.normal_(self.embedding)
 
     def embeddings(self) -> Tensor:
         """g(E), (P * submodules, d)."""

@@ -104,6 +104,7 @@ class Prefix(Prompted):
         if projected:  # made where it computes: its modules initialise themselves
             site = replace(site, device=next(site.module.parameters()).device)
         self.embedding = self.parameter(site, self.count, d if projected else 2 * layers * d)
+        nn.init.normal_(self.embedding)  # here, as the projection draws its start when made: E is first, as in peft
         self.projection = None
         if projected:
             h, at = int(config.encoder_hidden_size or 0), {"device": site.device, "dtype": site.dtype}
@@ -111,7 +112,6 @@ class Prefix(Prompted):
             self.projection = net.requires_grad_(False)
 
     def reset(self, host: nn.Module) -> None:
-        nn.init.normal_(self.embedding)
         if self.zero:
             last = [self.embedding] if self.projection is None else list(self.projection[-1].parameters())
             for p in last:

@@ -75,13 +75,13 @@ class PromptEmbedding(VirtualTokens):
 
     def reset(self, host: Any) -> None:
         kind, rows, table = self.config.prompt_tuning_init, self.embedding.shape[0], host.get_input_embeddings()
+        nn.init.normal_(self.embedding)
         if kind == "TEXT":
             ids = _token_ids(host, self.config)
             ids = (ids * math.ceil(rows / len(ids)))[:rows]
         elif kind == "SAMPLE_VOCAB":
             ids = torch.randint(0, table.num_embeddings, (rows,)).tolist()
         else:
-            nn.init.normal_(self.embedding)
             return
         self.embedding.copy_(table(torch.tensor(ids, device=table.weight.device)))
 
