@@ -23,6 +23,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check --disable-pip-version-check
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/admin.py
