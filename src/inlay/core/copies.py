@@ -83,8 +83,8 @@ class TrainedParameters(Adapter):
         return dict(self.copies.items())
 
     def replaces(self, host: nn.Module) -> list[nn.Parameter]:
-        holds = (unmerged_parameters(host), host._parameters)
-        return [p for name in self.copies for own in holds if (p := own[name]) is not None]
+        held = [own[name] for name in self.copies for own in (unmerged_parameters(host), host._parameters)]
+        return list({id(p): p for p in held if p is not None}.values())
 
 
 def own_tensors(module: nn.Module) -> None:
