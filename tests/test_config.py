@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from inlay import AdapterConfig, InlayWarning, LoraConfig, PeftConfig, PeftType, TaskType
+from inlay import AdapterConfig, IA3Config, InlayWarning, LoraConfig, PeftConfig, PeftType, TaskType
 from inlay import config as module
 from inlay.config import FILE_FORMAT, config_class, config_classes
 from inlay.errors import ConfigError, CorruptFileError, FileError, InlayError, MissingFileError, VersionError
@@ -214,6 +214,14 @@ def test_what_to_dict_says_makes_the_config_again() -> None:
     assert LoraConfig(**config.to_dict()) == config
     with pytest.raises(ConfigError, match="peft_type='IA3' is not allowed: expected LORA"):
         LoraConfig(**{**config.to_dict(), "peft_type": "IA3"})
+
+
+def test_settings_of_a_run_make_no_difference() -> None:
+    from inlay.peft.lora import LoraRuntimeConfig
+
+    assert LoraConfig(r=4, runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=True)) == LoraConfig(r=4)
+    with pytest.raises(TypeError, match="runtime_config"):
+        IA3Config(runtime_config=None)
 
 
 def test_a_saved_config_is_for_inference_and_the_one_in_memory_is_not(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class _Fields(type):
         own = getattr(cls, "peft_type", None)
         if (given := fields.pop("peft_type", own)) not in (own, None):
             raise ConfigError.of("peft_type", given, f"{own!s}", "Another method's config has a class of its own.")
-        fields.pop("peft_version", None)
+        for name in cls.without_effect:  # type: ignore[attr-defined]
+            fields.pop(name, None)
         unsupported: Mapping[str, object] = cls.unsupported  # type: ignore[attr-defined]
         for name in unsupported.keys() & fields.keys():
             neutral = unsupported[name]
@@ -89,6 +90,8 @@ class PeftConfig(metaclass=_Fields):
     is_adaption_prompt: ClassVar[bool] = False
     # fields that files may carry and this version does not implement: name -> the value that means "not used"
     unsupported: ClassVar[Mapping[str, object]] = {}
+    # fields that make no difference to what an adapter computes here, whatever they say
+    without_effect: ClassVar[tuple[str, ...]] = ("peft_version",)
     # fields that training writes: reading a file into an existing adapter takes them over, where others must be equal
     progress: ClassVar[tuple[str, ...]] = ()
     # fields that do not decide what an adapter is: they may differ too

@@ -81,6 +81,7 @@ class LoraConfig(LayoutConfig, peft_type="LORA"):
         *LayoutConfig.circumstances,
         *("init_lora_weights", "lora_dropout"),
     )
+    without_effect = ("peft_version", "runtime_config")  # an adapter computes where its layer does
     unsupported: ClassVar[Mapping[str, object]] = {
         "use_qalora": False,
         "qalora_group_size": 16,
