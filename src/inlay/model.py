@@ -14,6 +14,8 @@ from inlay.calling import Called
 from inlay.config import PeftConfig
 from inlay.core.adapted import check_reachable, is_adapted, redirect
 from inlay.core.classes import derive
+from inlay.core.copies import own_tensors
+from inlay.core.host import end_of
 from inlay.core.index import AdapterIndex
 from inlay.core.skeleton import clone_skeleton, plain_view
 from inlay.errors import ConfigError, StateError
@@ -239,6 +241,21 @@ class PeftModel(Called):
     def base_model(self) -> Tuner:
         """peft's `base_model`: `.model` is `get_base_model()`; otherwise transformers' backbone."""
         return Tuner(self)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The base's method, on embeddings of the view's own: the base keeps its.
+
+        Raises StateError if an adapter sits in them: its tensors have the old size.
+        """
+        ends: Any = nn.ModuleList([m for which in ("input", "output") if (m := end_of(self, which)) is not None])
+        if new_num_tokens is not None and any(m.weight.shape[0] != new_num_tokens for m in ends):
+            if any(map(is_adapted, ends)):
+                raise StateError(
+                    "An adapter sits in the embeddings, with tensors of their present size: resize the base "
+                    "before adding it (base.resize_token_embeddings, then get_peft_model)."
+                )
+            own_tensors(ends)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)  # type: ignore[misc]
 
     # ------------------------------------------------------------------ files
 
