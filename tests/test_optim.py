@@ -31,9 +31,9 @@ def test_loraplus_groups() -> None:
         view, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, loraplus_weight_decay=0.1, betas=(0.8, 0.9)
     )
     assert names(view, optimizer) == [
-        {"fc.A", "head.module.weight"},
-        {"embed.A", "embed.B"},
-        {"fc.B", "fc.m", "embed.m"},
+        {"fc.lora_A", "head.module.weight"},
+        {"embed.lora_A", "embed.lora_B"},
+        {"fc.lora_B", "fc.lora_magnitude_vector", "embed.lora_magnitude_vector"},
         {"fc.b"},
     ]
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
@@ -77,7 +77,7 @@ def test_lorafa_freezes_a_and_steps_the_rest() -> None:
     view = view_of(modules_to_save=["head"], bias="lora_only")
     optimizer = create_lorafa_optimizer(view, lr=1e-2)
     assert names(view, optimizer) == [
-        {"fc.B", "fc.b", "conv2.B", "conv2.b", "head.module.weight"},
+        {"fc.lora_B", "fc.b", "conv2.lora_B", "conv2.b", "head.module.weight"},
     ]
     before = {n: p.detach().clone() for n, p in view.named_parameters()}
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_lorafa_freezes_a_and_steps_the_rest() -> None:
         view(ids()).square().sum().backward()
         optimizer.step()
     changed = {n.replace(".adapters.default", "") for n, p in view.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {"fc.B", "fc.b", "conv2.B", "conv2.b", "head.module.weight"}
+    assert changed == {"fc.lora_B", "fc.b", "conv2.lora_B", "conv2.b", "head.module.weight"}
 
 
 def test_lorafas_state_is_saved_and_loaded() -> None:

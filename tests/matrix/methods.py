@@ -13,7 +13,7 @@ from tests.matrix.models import LAYERS, MODELS, Model
 
 _PROMPT = {"num_virtual_tokens": 3}
 FIELDS: dict[str, dict[str, Any]] = {
-    "AdaLoraConfig": {"total_step": 10},
+    "AdaLoraConfig": {"total_step": 10, "lora_alpha": 256},  # A and B begin small, so a step of E alone is short
     "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": LAYERS},
     "C3AConfig": {"block_size": 16},
     "FourierFTConfig": {"n_frequency": 100},
