@@ -1,0 +1,13 @@
+"""How good a model is on a data set: loss, perplexity, and metrics on the texts that it writes.
+
+scores       `evaluate`
+metrics      exact match, ROUGE, BLEU; `register` adds one
+chatglm      ROUGE and BLEU-4 as ChatGLM-6B's recipe computes them
+"""
+
+from __future__ import annotations
+
+from inlay.evaluation.metrics import METRICS, register
+from inlay.evaluation.scores import Evaluation, evaluate
+
+__all__ = ["METRICS", "Evaluation", "evaluate", "register"]

@@ -1,0 +1,17 @@
+"""Adapters in the forms that other programs read.
+
+exports      `export`, and `Export`, what became of it
+merged       a model of transformers with the adapter in its weights
+adapter      the adapter's folder
+probes       whether two models compute the same
+readers      what vLLM reads of an adapter's folder
+"""
+
+from __future__ import annotations
+
+from inlay.exporting.exports import export
+from inlay.exporting.probes import Difference
+from inlay.exporting.readers import rejected_by_vllm
+from inlay.exporting.result import Export
+
+__all__ = ["Difference", "Export", "export", "rejected_by_vllm"]

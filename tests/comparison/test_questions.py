@@ -1,0 +1,85 @@
+"""What models are asked is what they were trained on, up to the first trained token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inlay.comparison.questions import ASKED, questions_of
+from inlay.data import known_formats, prepare
+from inlay.errors import ConfigError, DataError
+from tests.data.tokenizers import MADE
+
+ROWS = {
+    "alpaca": lambda q, a: {"instruction": q, "output": a},
+    "prompt": lambda q, a: {"prompt": q, "completion": a},
+    "question": lambda q, a: {"question": q, "answer": a},
+    "adgen": lambda q, a: {"content": q, "summary": a},
+    "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
+    "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
+    "apibench": lambda q, a: {"code": f"###Instruction: {q}\n###Output: {a}", "api_call": "f()"},
+}
+
+
+def tokenizer(name: str) -> Any:
+    return MADE[name]()
+
+
+@pytest.mark.parametrize("name", ["gpt2_like", "roberta_like", "llama_like", "llama_legacy"])
+@pytest.mark.parametrize("format", list(ROWS))
+def test_a_text_is_asked_as_the_training_data_asks(format: str, name: str) -> None:
+    made = tokenizer(name)
+    if format in ("messages", "sharegpt"):
+        made.chat_template = tokenizer("gpt2_like").chat_template
+    prepared = prepare([ROWS[format]("Name three rivers.", "Rhine, Danube")], made, format)
+    (question,) = questions_of(["Name three rivers."], made, ["Rhine, Danube"], format)
+    ids, trained = prepared.tokens(0)
+    assert question.ids == ids[: trained.find(1)]
+    assert question.row is not None
+    assert question.row.ids == ids and bytes(question.row.trained) == trained
+    (again,) = questions_of(prepared, made)
+    assert again.ids == question.ids and again.row == question.row._replace(end=None)
+    assert again.reference is not None and again.reference.strip().startswith("Rhine, Danube")
+    assert question.text == "Name three rivers."
+
+
+def test_every_format_can_be_asked() -> None:
+    assert known_formats().keys() <= ASKED.keys()
+
+
+def test_a_conversation_is_asked_for_its_next_turn() -> None:
+    made = tokenizer("gpt2_like")
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "?"},
+    ]
+    (question,) = questions_of([turns], made, ["No."])
+    assert made.decode(question.ids).endswith("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
+    assert question.text == "user: Hi\nassistant: Yes.\nuser: ?"
+    assert question.row is not None and question.row.ids[: len(question.ids)] == question.ids
+
+
+def test_rows_without_a_reference_have_no_row() -> None:
+    made = tokenizer("gpt2_like")
+    with_one, without = questions_of(["a", "b"], made, ["c", None])
+    assert with_one.row is not None and without.row is None
+
+
+def test_what_is_refused() -> None:
+    made = tokenizer("gpt2_like")
+    with pytest.raises(ConfigError, match="expected a list of prompts"):
+        questions_of("Name a river", made)
+    with pytest.raises(ConfigError, match=r"format='alpacca' is not allowed.*Did you mean 'alpaca'"):
+        questions_of(["a"], made, None, "alpacca")
+    with pytest.raises(
+        ConfigError, match="references='1 texts' is not allowed: expected one for each of the 2 prompts"
+    ):
+        questions_of(["a", "b"], made, ["c"])
+    with pytest.raises(DataError, match="There are no prompts"):
+        questions_of([], made)
+    with pytest.raises(DataError, match="Prompt 2 is empty"):
+        questions_of(["a", ""], made)
+    with pytest.raises(ConfigError, match="None with a prepared data set"):
+        questions_of(prepare([ROWS["prompt"]("a", "b")], made), made, ["b"])
