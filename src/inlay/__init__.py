@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from inlay.methods import METHODS
 
 _NAMES = {
+    "inlay.comparison.columns": ["compare"],
     "inlay.config": ["AdapterConfig", "PeftConfig", "PeftType", "TaskType"],
     "inlay.errors": ["InlayError", "InlayWarning"],
+    "inlay.evaluation.scores": ["evaluate"],
+    "inlay.exporting.exports": ["export"],
     "inlay.hf.auto": [
         "AutoPeftModel",
         "AutoPeftModelForCausalLM",
@@ -60,12 +63,15 @@ __version__ = "0.1.0"
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from inlay.comparison.columns import compare as compare
     from inlay.config import AdapterConfig as AdapterConfig
     from inlay.config import PeftConfig as PeftConfig
     from inlay.config import PeftType as PeftType
     from inlay.config import TaskType as TaskType
     from inlay.errors import InlayError as InlayError
     from inlay.errors import InlayWarning as InlayWarning
+    from inlay.evaluation.scores import evaluate as evaluate
+    from inlay.exporting.exports import export as export
     from inlay.inject import inject_adapter_in_model as inject_adapter_in_model
     from inlay.io.load import set_peft_model_state_dict as set_peft_model_state_dict
     from inlay.io.match import LoadReport as LoadReport

@@ -1,0 +1,91 @@
+"""The command line: `inlay COMMAND ...`.
+
+A command is a function in a file of its own here, and one line in `COMMANDS`. The line's module is imported when the
+command is run or its help is shown, and imports torch and transformers inside functions only, so help is fast.
+
+An error of Inlay ends as its message on stderr: exit code 2 for a wrong setting (`ConfigError`), 1 for all others.
+`--debug`, anywhere on the line, shows where it was raised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from inlay.errors import ConfigError, InlayError, MissingExtraError, did_you_mean
+
+# command -> "module:function" (or a typer.Typer, for a command with commands); shown in this order
+COMMANDS = {
+    "train": "inlay.cli.train:command",
+}
+
+
+def _app() -> Any:
+    """The typer app, made when the command line is used: typer is an extra."""
+    try:
+        import typer
+        from typer.core import TyperGroup
+        from typer.main import get_command
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The command line needs typer ({error}). Install it with: pip install 'inlay[cli]'"
+        ) from error
+
+    class Commands(TyperGroup):
+        """Commands of the table, each imported when it is asked for."""
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(COMMANDS)
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+                ctx.fail(f"There is no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}")
+            return super().resolve_command(ctx, args)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name not in COMMANDS:
+                return None
+            module, _, name = COMMANDS[cmd_name].partition(":")
+            found = getattr(importlib.import_module(module), name)
+            if not isinstance(found, typer.Typer):
+                function, found = found, typer.Typer(add_completion=False, rich_markup_mode="rich")
+                found.command(cmd_name)(function)
+            command = get_command(found)
+            command.name = cmd_name
+            return command
+
+    app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+    @app.callback()
+    def inlay(
+        debug: bool = typer.Option(False, "--debug", help="Show where an error was raised."),
+        version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version."),
+    ) -> None:
+        """Adapt language models to your texts."""
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'inlay.cli' has no attribute {name!r}")
+    globals()["app"] = made = _app()
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command line (by default this process's) and exits with its code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = [a for a in given if a != "--debug"]
+    if args[:1] == ["--version"]:
+        print(f"inlay {sys.modules['inlay'].__version__}")
+        raise SystemExit(0)
+    try:
+        __getattr__("app")(args, prog_name="inlay")
+    except InlayError as error:
+        if args != given:
+            raise
+        print(f"inlay: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None

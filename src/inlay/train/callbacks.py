@@ -1,0 +1,206 @@
+"""What watches a run: its records, its checkpoints, numbers that are not finite, Ctrl-C, progress."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from inlay.errors import NumericsError
+from inlay.train import plain
+from inlay.train.runs import CHECKPOINTS, METRICS, Run, seal
+
+
+class Rows(Trainer):  # type: ignore[misc]  # transformers is not followed
+    """Trainer, with the rows and the loss of every forward pass of the step kept for `Finite`."""
+
+    seen: list[tuple[Any, Any]]
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes the rows' numbers out of the batch."""
+        rows = inputs.pop("rows")
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.seen.append((loss.detach(), rows))
+        return loss
+
+
+class Finite(TrainerCallback):  # type: ignore[misc]
+    """Stops before the optimizer's step if a loss or a gradient is NaN or infinite, with step and rows named."""
+
+    def __init__(self, run: Run, source: str):
+        self.run, self.source = run, source
+        self.trainer: Any = None  # set once there is one
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A new step."""
+        self.trainer.seen = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Raises NumericsError. One number is read off the device."""
+        seen: list[tuple[Any, Any]] = self.trainer.seen
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        total = sum(loss.float() for loss, _ in seen)
+        total = total + sum(n.sum().to(total.device) for n in _norms(grads))
+        if math.isfinite(float(total)):
+            return
+        losses = [(float(loss), [int(r) for r in rows.tolist()]) for loss, rows in seen]
+        bad = [(loss, rows) for loss, rows in losses if not math.isfinite(loss)]
+        value, what = (bad[0][0], "loss") if bad else (float(total), "gradient")
+        rows = sorted({row for _, rows in (bad or losses) for row in rows})
+        whole, _ = self.run.checkpoints()
+        raise NumericsError(
+            f"The {what} of step {state.global_step + 1} is {value}, on rows {', '.join(map(str, rows))} of "
+            f"{self.source}. The step was not made; the last checkpoint is {whole[-1].name if whole else 'none'}. "
+            "Look at these rows, or lower train.lr, and start over with --fresh."
+        )
+
+
+def _norms(grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]
+    return [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # FSDP2's are DTensors
+
+
+class Journal(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, and seals every checkpoint once it is whole."""
+
+    def __init__(self, run: Run):
+        self.run, self._before = run, (time.monotonic(), 0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forgets what was logged after the checkpoint that the run goes on from."""
+        self._before = time.monotonic(), state.num_input_tokens_seen
+        if state.is_world_process_zero:
+            path = self.run.folder / METRICS
+            plain.write_lines(path, [m for m in plain.read_lines(path) if m.get("step", 0) <= state.global_step])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """One line."""
+        if not state.is_world_process_zero:
+            return
+        now, tokens = time.monotonic(), state.num_input_tokens_seen
+        line = {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **(logs or {})}
+        if tokens > self._before[1] and "loss" in line:
+            line["tokens_per_second"] = (tokens - self._before[1]) / max(now - self._before[0], 1e-9)
+            self._before = now, tokens
+        line["memory_bytes"] = memory()
+        plain.append_line(self.run.folder / METRICS, {k: _number(v) for k, v in line.items()})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer writes a checkpoint in place, file after file, in every process: until this, it is not one."""
+        if _several():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            seal(self.run.folder / CHECKPOINTS / f"checkpoint-{state.global_step}")
+
+
+class Interrupt(TrainerCallback, AbstractContextManager["Interrupt"]):  # type: ignore[misc]
+    """Within this block the first Ctrl-C (or SIGTERM) ends the run after the step, with a checkpoint."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.asked, self._say, self._before = False, say, dict[int, Any]()
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[number])  # the second one stops at once
+        self._say("Stopping after this step, with a checkpoint. Once more stops at once.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks Trainer to save and stop, in all processes at the same step."""
+        if _several():
+            asked = torch.tensor(int(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked)
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar with loss, tokens a second, time left and memory on a terminal; else a line for every log."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._bar, self._task = say, None, None
+        self._began, self._from = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The bar, at the step the run goes on from."""
+        self._began, self._from = time.monotonic(), state.global_step
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        from rich import progress
+        from rich.console import Console
+
+        columns = ("{task.completed}/{task.total}", "{task.fields[numbers]}")
+        bar: Any = progress.Progress(
+            progress.TextColumn("training"),
+            progress.BarColumn(),
+            *map(progress.TextColumn, columns),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        bar.start()
+        self._bar, self._task = bar, bar.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """The newest numbers."""
+        if not state.is_world_process_zero:
+            return
+        seconds, steps = time.monotonic() - self._began, state.global_step - self._from
+        shown = [f"{k} {logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in (logs or {})]
+        if not shown:
+            return
+        shown.append(f"{memory() / 2**30:.1f} GiB")
+        if self._bar is not None:
+            self._bar.update(self._task, numbers="  ".join(shown))
+        else:
+            left = seconds / steps * (state.max_steps - state.global_step) if steps else 0.0
+            self._say(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}  {left:.0f} s left")
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def memory() -> int:
+    """The most memory used so far in bytes: of the GPU, or else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most if sys.platform == "darwin" else most * 1024)
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _number(value: Any) -> Any:
+    """For JSON, which has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
