@@ -28,6 +28,7 @@ from inlay.config import PeftConfig
 from inlay.core.adapter import Adapter
 from inlay.core.index import AdapterIndex, index_of, task_heads
 from inlay.core.plan import plan, walk
+from inlay.core.skeleton import unwrapped
 from inlay.errors import ConfigError, InlayWarning, MismatchError, StateError
 from inlay.inject import aliases_of, describe_base
 from inlay.io.hub import local_folder
@@ -71,7 +72,7 @@ def prepare_model_for_compiled_hotswap(
             raise StateError(text)
         if check_compiled == "warn":
             warnings.warn(text, InlayWarning, stacklevel=2)
-    index = index_of(_unwrapped(model))
+    index = index_of(unwrapped(model))
     found = [(p, a) for placed in index.placed.values() for p, a in placed.items() if isinstance(a, LowRank)]
     if not found:
         raise StateError("There is no LoRA adapter to prepare: add or load the first one before.")
@@ -143,7 +144,7 @@ def hotswap_adapter(
         StateError: there is no such adapter, or it is merged. The errors of `PeftModel.load_adapter` for files.
         The model is as before in each case.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     _swappable(model, adapter_name)
     folder = local_folder(model_name_or_path, subfolder, revision, cache_dir, token, allow_pickle)
     came = read_adapter(
@@ -173,7 +174,7 @@ def hotswap_adapter_from_state_dict(
         config: of the adapter that the tensors are of.
         parameter_prefix: accepted for compatibility.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     index = _swappable(model, adapter_name)
     check_hotswap_configs_compatible(index.configs[adapter_name], config)
     placements, kept = plan(model, config, heads=task_heads(model), aliases=aliases_of(model), init=False)
@@ -274,7 +275,3 @@ def _file_key(key: str, name: str) -> str:
     """`key` as files have it."""
     inner = key.removeprefix(PREFIX)
     return PREFIX + re.sub(rf"(\.lora_\w+)\.{re.escape(name)}(?=\.|$)", r"\1", inner)
-
-
-def _unwrapped(model: Any) -> Any:
-    return getattr(model, "_orig_mod", model)

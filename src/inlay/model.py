@@ -17,7 +17,7 @@ from inlay.core.classes import derive
 from inlay.core.copies import own_tensors
 from inlay.core.host import end_of
 from inlay.core.index import AdapterIndex
-from inlay.core.skeleton import clone_skeleton, plain_view
+from inlay.core.skeleton import clone_skeleton, plain_view, unwrapped
 from inlay.errors import ConfigError, StateError
 from inlay.inject import add_adapter
 from inlay.layer import TunerLayer
@@ -324,7 +324,7 @@ def bare_view(cls: type[PeftModel], model: nn.Module) -> Any:
     """A view without adapters. `model` is unchanged, and stays trainable until `open_view`."""
     if not isinstance(model, nn.Module):
         raise ConfigError.of("model", type(model).__name__, "a torch.nn.Module")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     if isinstance(model, PeftModel):
         raise StateError("The model is a view already: call model.add_adapter(name, config), or pass its base.")
     if any(map(is_adapted, model.modules())):

@@ -50,13 +50,6 @@ class ViewNames:
         return dict(config or {"model_type": "custom"}) if as_dict is None else as_dict()
 
     @method
-    def supports_lora_conversion(view: Any, adapter_name: str = "default") -> bool:
-        """Whether `convert_to_lora` takes this adapter."""
-        from inlay.merge.convert import supports_lora_conversion
-
-        return supports_lora_conversion(view, adapter_name)
-
-    @method
     def enable_adapter_layers(view: Any) -> None:
         """Answer with the adapters."""
         view._inlay.active.disabled = False

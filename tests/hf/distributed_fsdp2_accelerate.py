@@ -20,10 +20,8 @@ if sys.argv[2:] == ["resume"]:  # the other run is without: there accelerate kno
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import load_fsdp_model, save_fsdp_model
 
-from inlay.errors import StateError
-
 from . import tiny
-from .processes import METHODS, STEPS, admit_cpu, optimizer_of, share, train, view_of
+from .processes import METHODS, STEPS, admit_cpu, optimizer_of, refused, share, train, view_of
 
 UNFIT = ("adalora",)
 
@@ -36,14 +34,6 @@ def accelerator_of(kind: str = "FULL_STATE_DICT", **changes: Any) -> Accelerator
         cpu_ram_efficient_loading=False,
     )
     return Accelerator(fsdp_plugin=plugin, **changes)
-
-
-def refused(call: Any, *args: Any, **kwargs: Any) -> str:
-    try:
-        call(*args, **kwargs)
-    except StateError as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
 
 
 def every_method(accelerator: Any, folder: Path) -> dict[str, Any]:

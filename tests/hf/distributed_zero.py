@@ -20,10 +20,9 @@ from accelerate.state import AcceleratorState  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
 
 import inlay  # noqa: E402
-from inlay.errors import StateError  # noqa: E402
 
 from . import tiny  # noqa: E402
-from .processes import METHODS, admit_cpu, optimizer_of, train, view_of  # noqa: E402
+from .processes import METHODS, admit_cpu, optimizer_of, refused, train, view_of  # noqa: E402
 
 UNFIT = ("adalora", "poly")
 
@@ -36,14 +35,6 @@ def plugin_of(stage: int) -> Any:
     if stage == 3:  # else parameters as small as these stay whole
         plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return plugin
-
-
-def refused(call: Any, *args: Any, **kwargs: Any) -> str:
-    try:
-        call(*args, **kwargs)
-    except StateError as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
 
 
 def every_method(stage: int, folder: Path) -> dict[str, Any]:

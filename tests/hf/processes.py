@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import inlay
+from inlay.errors import StateError
 
 from . import tiny
 
@@ -64,6 +65,15 @@ def train(
         optimizer.zero_grad()
         losses.append(float(accelerator.reduce(loss.detach().clone(), "mean") if accelerator else loss.detach()))
     return losses
+
+
+def refused(call: Any, *args: Any, **kwargs: Any) -> str:
+    """The message of the StateError that a call raises."""
+    try:
+        call(*args, **kwargs)
+    except StateError as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
 
 
 def admit_cpu() -> None:

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inlay.core.classes import original_class
+
 KINDS = {
     "torch.nn.modules.linear.Linear": "linear",
     "transformers.pytorch_utils.Conv1D": "linear",
@@ -166,8 +168,7 @@ def output_scale(host: Any) -> Any:
 
 def original_forward(host: nn.Module) -> Any:
     """The `forward` function of the host's own class."""
-    cls = getattr(type(host), "_original_class", type(host))
-    return cls.forward
+    return original_class(host).forward
 
 
 def call_names(module: nn.Module) -> tuple[str, ...]:

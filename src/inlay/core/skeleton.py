@@ -24,10 +24,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
+from inlay.core.classes import original_class
+
 _SHARED = frozenset({"_parameters", "_buffers", "_non_persistent_buffers_set"})
 _DROPPED = frozenset({"_compiled_call_impl"})
 _CONFIGS = frozenset({"config", "generation_config"})
 _ATOMS = frozenset({int, float, bool, str, bytes, complex, type, type(None), torch.dtype, torch.device, torch.Size})
+
+
+def unwrapped(model: Any) -> Any:
+    """The model that `torch.compile` returned a wrapper of; any other is itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def clone_skeleton(model: nn.Module, class_of: Callable[[nn.Module], type] = type) -> Any:
@@ -37,7 +44,7 @@ def clone_skeleton(model: nn.Module, class_of: Callable[[nn.Module], type] = typ
         model: any module; one returned by `torch.compile` is unwrapped first.
         class_of: the class of each clone, by default the module's own.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     modules = list(model.modules())
     memo: dict[int, Any] = {_identity(m): object.__new__(class_of(m)) for m in modules}
     configs: dict[int, Any] = {}
@@ -170,7 +177,6 @@ def _rebind_handle(handle: RemovableHandle, memo: dict[int, Any]) -> RemovableHa
 
 def plain_view(module: Any) -> Any:
     """A second object of the module's original class over the *same* `__dict__`: adapters included, live both ways."""
-    cls = getattr(type(module), "_original_class", type(module))
-    view = object.__new__(cls)
+    view = object.__new__(original_class(module))
     object.__setattr__(view, "__dict__", module.__dict__)
     return view

@@ -16,6 +16,7 @@ from inlay.core.adapter import Adapter
 from inlay.core.gather import check_cut_alike, check_not_kept
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import Placement, check_adapter_name, plan
+from inlay.core.skeleton import unwrapped
 from inlay.errors import ConfigError, InlayWarning, StateError
 from inlay.inject import aliases_of, describe_base
 from inlay.io.fingerprint import check_base as check_fingerprint
@@ -246,7 +247,7 @@ def set_peft_model_state_dict(
     Raises MismatchError unless every key and shape fits (`strict=False` applies what fits), NumericsError if a tensor
     holds NaN or infinity, StateError if the adapter is merged. The model is unchanged then.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     index = index_of(model)
     index.require(adapter_name)
     if index.is_merged(adapter_name):

@@ -12,6 +12,7 @@ from inlay.config import PeftConfig
 from inlay.core.host import unmerged_parameters
 from inlay.core.index import index_of
 from inlay.core.plan import walk
+from inlay.core.skeleton import unwrapped
 from inlay.errors import ConfigError, StateError, UnsafeFileError
 from inlay.io.card import write_card
 from inlay.io.disk import replace_file
@@ -116,7 +117,7 @@ def get_peft_model_state_dict(
     Of a model that `inject_adapter_in_model` changed, without the prefix `base_model.model.`: as in peft, its callers
     (transformers, diffusers) put their own before them.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     index = index_of(model)
     index.require(adapter_name)
     tensors = state_dict_of(index, adapter_name, state_dict)

@@ -28,6 +28,7 @@ from inlay.core.copies import TrainedModule
 from inlay.core.host import kind_of, site
 from inlay.core.index import AdapterIndex, index_of
 from inlay.core.plan import plan
+from inlay.core.skeleton import unwrapped
 from inlay.errors import ConfigError, NumericsError
 from inlay.inject import aliases_of, describe_base
 from inlay.io.fingerprint import fingerprint
@@ -113,16 +114,16 @@ def save_as_lora(
 ) -> ConversionReport:
     """Writes the LoRA nearest to an adapter to the folder `path`; arguments and errors as in `convert_to_lora`."""
     made = approximate(model, rank, adapter_name, progressbar, compile_kwargs)
-    index = index_of(_unwrapped(model))
+    index = index_of(unwrapped(model))
     brought = {id(p) for at, a in index.placed[adapter_name].items() for p in a.brings(index.hosts[at])}
     files = {CONFIG_NAME: dump_json(made.config.to_dict()), WEIGHTS_NAME: pack_tensors(made.state_dict)}
-    write_folder(Path(path), files, {"inlay": version(), "base": fingerprint(_unwrapped(model), brought)})
+    write_folder(Path(path), files, {"inlay": version(), "base": fingerprint(unwrapped(model), brought)})
     return made.report
 
 
 def supports_lora_conversion(model: nn.Module, adapter_name: str = "default") -> bool:
     """Whether `convert_to_lora` takes this adapter."""
-    index = index_of(_unwrapped(model))
+    index = index_of(unwrapped(model))
     index.require(adapter_name)
     return _obstacle(index, adapter_name) is None
 
@@ -138,7 +139,7 @@ def approximate(
     allowed = 0 < rank <= 1 if isinstance(rank, float) else isinstance(rank, int) and rank > 0
     if isinstance(rank, bool) or not allowed:
         raise ConfigError.of("rank", rank, "a positive integer, or a share of the energy in (0, 1]")
-    model = _unwrapped(model)
+    model = unwrapped(model)
     index = index_of(model)
     index.require(adapter_name)
     obstacle = _obstacle(index, adapter_name)
@@ -243,7 +244,3 @@ def _config(model: nn.Module, source: PeftConfig, ranks: Mapping[str, int], whol
     return lora_of(
         ranks, **targets(model, list(ranks)), **kept, modules_to_save=list(heads) or None, inference_mode=True
     )
-
-
-def _unwrapped(model: Any) -> Any:
-    return getattr(model, "_orig_mod", model)

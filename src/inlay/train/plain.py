@@ -37,6 +37,8 @@ def parse_yaml(text: str, source: str) -> Any:
     yaml = optional("yaml", "cli")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """Safe loading without aliases, which could stand for endless text."""
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 raise yaml.constructor.ConstructorError(
