@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from inlay.config import PeftConfig
 from inlay.core.host import Site, product, weight_of
+from inlay.core.stored import StoredProduct
 
 
 def alias(name: str) -> Any:
@@ -93,6 +94,14 @@ class Adapter(nn.Module):
         Saved beside the adapter while that is being trained, and read instead of it to train on. Keys as in `tensors`.
         """
         return {}
+
+    @classmethod
+    def stored_product(cls, config: Any, path: str, stored: Mapping[str, Tensor]) -> StoredProduct | None:
+        """The s B A that the file's tensors at `path` (keys as in `tensors`) stand for; None if they tell of none.
+
+        Raises MismatchError if they do not fit together, or not the config.
+        """
+        return None
 
     def brings(self, host: nn.Module) -> list[nn.Parameter]:
         """The host's own parameters whose values in the base do not matter, or not all: they come with the adapter."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from inlay.config import PeftConfig, TaskType
-from inlay.errors import ConfigError
+from inlay.errors import ConfigError, FileError, MissingFileError
 from inlay.io.hub import local_folder
 from inlay.io.load import load_config
 from inlay.model import PeftModel
@@ -84,6 +84,27 @@ class AutoPeftModel:
                 "Load the base and use PeftModel.from_pretrained.",
             )
         return found
+
+
+def load_view(folder: Path, base: Any = None, **kwargs: Any) -> Any:
+    """A view with the adapter in `folder`, on `base`: a model, a model's name, or None for the one that it names.
+
+    Raises as `PeftModel.from_pretrained`, and MissingFileError if transformers finds no such base.
+    """
+    if base is not None and not isinstance(base, (str, Path)):
+        return PeftModel.from_pretrained(base, str(folder), **kwargs)
+    config = load_config(folder)
+    if base is not None:
+        config = config.replaced(base_model_name_or_path=str(base))
+    try:
+        return AutoPeftModel.from_pretrained(str(folder), config=config, dtype="auto", **kwargs)
+    except FileError:
+        raise
+    except OSError as error:
+        raise MissingFileError(
+            f"The base {config.base_model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} "
+            "Name it by its folder, or its id on the Hub, as base."
+        ) from error
 
 
 def _resize(base: Any, folder: Path, trust_remote_code: bool) -> None:

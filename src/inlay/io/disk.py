@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from inlay.errors import FileError
+from inlay.errors import FileError, StateError
 
 try:
     import fcntl
@@ -220,3 +221,27 @@ def replace_file(path: Path, data: bytes, disk: Disk = DISK) -> None:
             disk.fsync_dir(path.parent)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {reason(error)}.") from error
+
+
+def check_free(out: Path) -> None:
+    """Raises StateError if `out` is there and not an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StateError(f"'{out}' is there and not empty: remove it, or name another folder.")
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end of the block, or goes away with an error.
+
+    Raises StateError if `out` is there and not an empty folder.
+    """
+    check_free(out)
+    staged = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        if out.exists():
+            out.rmdir()
+        staged.rename(out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -34,6 +34,7 @@ __all__ = [
     "STATE_NAME",
     "WEIGHTS_NAME",
     "AdapterFiles",
+    "adapter_in",
     "open_folder",
     "reading",
     "subfolder_of",
@@ -115,6 +116,11 @@ def reading(folder: Path | str, *, config_only: bool = False, disk: Disk = DISK)
         except OSError as error:
             raise FileError(f"The adapter in '{folder}' cannot be read: {reason(error)}.") from error
         yield files
+
+
+def adapter_in(path: Path | str) -> Path | None:
+    """Where the adapter at `path` is: there, or in its `adapter/`, as in a run's folder; None if in neither."""
+    return next((p for p in (Path(path), Path(path) / "adapter") if (p / CONFIG_NAME).is_file()), None)
 
 
 def subfolder_of(folder: Path | str, name: str | None) -> Path:

@@ -58,6 +58,13 @@ def local_folder(
     return subfolder_of(Path(found), subfolder)
 
 
+def cache_folder() -> Path:
+    """Where what was fetched from the Hub is kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
 def push_to_hub(
     model: Any,
     repo_id: str,

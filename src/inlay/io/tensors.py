@@ -14,7 +14,8 @@ import math
 import os
 import pickle
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,24 @@ def read_tensors(
     for name, tensor in tensors.items():
         check_finite(name, tensor, f"'{path}'")
     return tensors
+
+
+@contextmanager
+def looking_up(path: Path | str) -> Iterator[Callable[[str], Tensor]]:
+    """A function from the name of a tensor in a safetensors file to the tensor, read when it is asked for.
+
+    Tensors may be of any dtype, NaN and infinity included. Raises as `read_header`.
+    """
+    path = Path(path)
+    read_header(path)
+    try:
+        opened = safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise _corrupt(path, f"safetensors says: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with opened as file:
+        yield file.get_tensor
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:

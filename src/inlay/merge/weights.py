@@ -119,7 +119,7 @@ def merge_and_unload(
     if present:
         raise StateError(f"{present} is merged into the weights: call unmerge_adapter() or name it too.")
     before = {path: unmerged_parameters(host) for path, host in index.hosts.items()}
-    merged = _merged_hosts(index, names, source=before, dense=dequantize is not False, progressbar=progressbar)
+    merged = _merged_hosts(index, names, source=before, dense=dequantize, progressbar=progressbar)
     plain = clone_unadapted(model)
     plain.__dict__.pop("_inlay", None)
     plain.__dict__.pop("_base", None)
@@ -158,14 +158,14 @@ def _merged_hosts(
     index: AdapterIndex,
     names: Sequence[str],
     source: dict[str, Any] | None = None,
-    dense: bool = False,
+    dense: bool | torch.dtype = False,
     progressbar: bool = False,
 ) -> dict[str, _Merged]:
     """path -> what merging `names` changes there.
 
     Args:
         source: path -> the parameters to start from; by default those that the host has.
-        dense: leave the weights of quantised layers dense.
+        dense: leave the weights of quantised layers dense; if a dtype, all that is merged has that.
     """
     result: dict[str, _Merged] = {}
     origin: dict[int, list[nn.Parameter]] = {}
@@ -193,7 +193,7 @@ def _merged_hosts(
     return result
 
 
-def _apply(path: str, host: Any, adapters: list[Adapter], dense: bool) -> _Merged:
+def _apply(path: str, host: Any, adapters: list[Adapter], dense: bool | torch.dtype) -> _Merged:
     """What `adapters`, in order, make of a layer: its parameters that differ, and of a quantised one W' as well."""
     start, backend = host._parameters, backend_of(host)
     if offloaded_to(host) is not None:
@@ -235,10 +235,10 @@ def _apply(path: str, host: Any, adapters: list[Adapter], dense: bool) -> _Merge
         wanted = now.pop("weight", None) if backend is not None else None
         result = {}
         for key, value in now.items():
-            value = value.to(getattr(host, key).dtype)
+            value = value.to(dense if isinstance(dense, torch.dtype) else getattr(host, key).dtype)
             _check_finite(f"{path}.{key}", value)
             result[key] = nn.Parameter(value.detach().clone() if value is now[key] else value, requires_grad=False)
-        return _Merged(result) if wanted is None else _quantised(path, host, wanted, result, dense)
+        return _Merged(result) if wanted is None else _quantised(path, host, wanted, result, dense is not False)
 
 
 def _quantised(path: str, host: Any, wanted: Tensor, changed: dict[str, nn.Parameter], dense: bool) -> _Merged:

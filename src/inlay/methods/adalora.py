@@ -14,7 +14,8 @@ from inlay.checks import check_bool, check_int, check_number
 from inlay.core.adapter import alias
 from inlay.core.gather import is_sharded
 from inlay.core.host import Site
-from inlay.errors import ConfigError, InlayWarning, StateError
+from inlay.core.stored import StoredProduct
+from inlay.errors import ConfigError, InlayWarning, MismatchError, StateError
 from inlay.methods.factored import Factored, device_of
 from inlay.methods.layout import LayoutConfig
 from inlay.methods.lora.config import LoraConfig
@@ -280,6 +281,22 @@ class AdaLora(Factored):
             return {"lora_A": a, "lora_B": b, "lora_E": e}
         rows = [i for i, row in enumerate(kept) if row]
         return {"lora_A": a[rows], "lora_B": b[:, rows], "lora_E": e[rows]}
+
+    @classmethod
+    def stored_product(cls, config: AdaLoraConfig, path: str, stored: Mapping[str, Tensor]) -> StoredProduct | None:
+        keys = [f"lora_{name}" for name in _FACTORS]
+        missing = [key for key in keys if key not in stored]
+        if len(missing) == len(keys):
+            return None
+        if missing:
+            raise MismatchError(f"{path!r} has no {missing[0]}, only its counterparts.", missing=missing)
+        a, b, e = (stored[f"lora_{name}"] for name in "ABE")
+        kept = config.kept(path)
+        r = config.init_r if kept is None else sum(kept)
+        if a.dim() != 2 or b.dim() != 2 or [len(a), b.shape[1], *e.shape] != [r, r, r, 1]:
+            shapes = ", ".join(f"{key} {tuple(stored[key].shape)}" for key in keys)
+            raise MismatchError(f"{path!r} has {shapes}, but its rank is {r}.")
+        return StoredProduct((e * a)[None], b[None], config.scale(path))
 
     def training_state(self) -> dict[str, Tensor]:
         if self.closed:

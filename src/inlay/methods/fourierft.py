@@ -57,9 +57,14 @@ class FourierFTConfig(LayoutConfig, peft_type="FOURIERFT"):
         return own.get(model_type or "", ATTENTION.get(model_type or ""))
 
 
-@functools.lru_cache(maxsize=64)
 def places(rows: int, columns: int, n: int, seed: int) -> Tensor:
     """(2, n): rows and columns of n different entries of a matrix, the first n of a permutation of all."""
+    kept = type(torch.empty(0, device="cpu")) is Tensor  # not what is drawn under a mode without memory
+    return (_places if kept else _places.__wrapped__)(rows, columns, n, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(rows: int, columns: int, n: int, seed: int) -> Tensor:
     order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed), device="cpu")[:n]
     return torch.stack([order // columns, order % columns])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from inlay.core.adapter import Adapter, alias
 from inlay.core.host import Site
+from inlay.core.stored import StoredProduct
+from inlay.errors import MismatchError
 from inlay.kernels.lora import is_traced
 from inlay.methods.lora.config import LoraConfig
 from inlay.methods.lora.inits import readable, starting_pair
@@ -201,6 +204,20 @@ class LowRank(Adapter):
         if self.c is not None:
             own["lora_B.bias"] = self.c
         return own if self.b is None else {**own, "base_layer.bias": self.b}
+
+    @classmethod
+    def stored_product(cls, config: LoraConfig, path: str, stored: Mapping[str, Tensor]) -> StoredProduct | None:
+        missing = [key for key in (cls.a_key, cls.b_key) if key not in stored]
+        if len(missing) == 2:
+            return None
+        if missing:
+            raise MismatchError(f"{path!r} has no {missing[0]}, only its counterpart.", missing=missing)
+        a, b, r = stored[cls.a_key], stored[cls.b_key], config.rank(path)
+        rank = b.shape[1] if b.dim() > 1 else 0  # of a group
+        if a.dim() < 2 or len(a) != r or not rank or r % rank or (a.dim() == 2 and rank != r):
+            raise MismatchError(f"{path!r} has A {tuple(a.shape)} and B {tuple(b.shape)}, but its rank is {r}.")
+        g = r // rank
+        return StoredProduct(a.reshape(g, rank, -1), b.reshape(g, -1, rank), config.scale(path), not config.anchored)
 
     def plain_factors(self) -> tuple[Tensor, Tensor]:
         """A and B of rank 2r whose product is this update, to be used without an anchor."""

@@ -21,7 +21,8 @@ second product with W.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from inlay.core.adapter import alias
 from inlay.core.host import Site, weight_of
+from inlay.core.stored import StoredProduct
 from inlay.methods.lora.config import LoraConfig
 from inlay.methods.lora.conv import CONVS, LoraConv
 from inlay.methods.lora.embedding import LoraEmbedding
@@ -93,6 +95,11 @@ class Dora(LowRank):
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), "lora_magnitude_vector": self.m}
+
+    @classmethod
+    def stored_product(cls, config: LoraConfig, path: str, stored: Mapping[str, Tensor]) -> StoredProduct | None:
+        found = super().stored_product(config, path, stored)
+        return found and dataclasses.replace(found, whole=False)
 
 
 def row_norms(w: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
