@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,39 @@ def test_sixteen_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     made = export(model, "merged", tmp_path / "out", tokenizer=TOKENIZER)
     assert made.difference is not None and made.difference.dtype == str(dtype)[6:]
     assert loaded(tmp_path / "out", dtype="auto").dtype == dtype
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    """Written in another dtype than the view's: narrower rounded once, wider merged in it."""
+    model = view(base(dtype=torch.bfloat16))
+    before = tiny.outline(model)
+    host = model.model.layers[0].self_attn.q_proj
+    wanted = host.adapters["default"].weight(host.weight.detach().float())
+    for dtype in ("float32", "bfloat16"):
+        made = export(model, "merged", tmp_path / dtype, tokenizer=TOKENIZER, dtype=dtype, tolerance=0.2)
+        plain = loaded(tmp_path / dtype, dtype="auto")
+        assert str(plain.dtype) == f"torch.{dtype}" and made.difference is not None and made.difference.dtype == dtype
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+        torch.testing.assert_close(
+            plain.model.layers[0].self_attn.q_proj.weight, wanted.to(plain.dtype), rtol=0, atol=1e-6
+        )
+    assert tiny.outline(model) == before
+
+
+def test_numbers_too_large_for_a_dtype(tmp_path: Path) -> None:
+    model = view()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = 1e5
+    with pytest.raises(NumericsError, match=r"model.embed_tokens.weight has numbers that float16 cannot hold"):
+        export(model, "merged", tmp_path / "out", tokenizer=TOKENIZER, dtype="float16", verify=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_an_adapter(tmp_path: Path) -> None:
+    model = base()
+    made = export(model, "merged", tmp_path / "out", tokenizer=TOKENIZER)
+    assert made.difference is not None and made.difference.effect is None and made.notes == []
+    assert "adapter" not in str(made) and torch.equal(logits(loaded(tmp_path / "out")), logits(model))
 
 
 def test_a_quantised_base_becomes_dense(tmp_path: Path, base_folder: Path) -> None:
@@ -218,8 +252,14 @@ def test_what_is_refused_writes_nothing(tmp_path: Path, base_folder: Path) -> No
         export(view(), "merged", tmp_path / "full", tokenizer=TOKENIZER)
     with pytest.raises(ConfigError, match=r"to='mergd' is not allowed.*Did you mean 'merged'"):
         export(view(), "mergd", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"expected a view \(get_peft_model\)"):
-        export(base(), "merged", tmp_path / "out")
+    for source, to in ((torch.nn.Linear(2, 2), "merged"), (base(), "peft")):
+        with pytest.raises(ConfigError, match=r"expected a view \(get_peft_model\).*is merged or gguf"):
+            export(source, to, tmp_path / "out")
+    for changes in ({"dtype": "float32"}, {"base": "b"}):
+        with pytest.raises(ConfigError, match="None for 'peft': the adapter stays as it is"):
+            export(view(), "peft", tmp_path / "out", **changes)
+    with pytest.raises(ConfigError, match=r"dtype='q8_0' is not allowed: expected one of \('float32', .* for 'merged'"):
+        export(view(), "merged", tmp_path / "out", tokenizer=TOKENIZER, dtype="q8_0")
     with pytest.raises(MissingFileError, match="is not the folder of an adapter"):
         export(tmp_path / "full", "peft", tmp_path / "out")
     with pytest.raises(ConfigError, match="Pass the tokenizer, or False"):

@@ -1,6 +1,7 @@
 """Our LoRA files against the rules by which vLLM reads them (0.33, `vllm/lora/peft_helper.py`), which is not installed.
 
-`Reader` is a second reading of those rules, from their description, and knows nothing of Inlay.
+`Reader` is a second reading of those rules, from their description, and knows nothing of Inlay. It and Inlay's own,
+`rejected_by_vllm`, agree on every folder here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="needs transformers")
 
 from inlay import LoraConfig, get_peft_model
+from inlay.exporting import rejected_by_vllm
 from tests.hf.tiny import base
 
 PREFIX = "base_model.model."
@@ -134,6 +136,7 @@ def saved(folder: Path, **options: Any) -> tuple[Any, Any]:
 def test_what_the_reader_computes_is_what_inlay_merges(tmp_path: Path, options: dict[str, Any]) -> None:
     model, view = saved(tmp_path, **options)
     read = Reader(tmp_path).weights(model)
+    assert rejected_by_vllm(tmp_path) == []
     merged = view.merge_and_unload()
     changed = {
         path
@@ -153,6 +156,7 @@ def test_what_the_reader_refuses_says_so_in_its_config(tmp_path: Path, options: 
     saved(tmp_path, **options)
     with pytest.raises(Refused, match=why):
         Reader(tmp_path)
+    assert any(reason.startswith(f"{why}=") for reason in rejected_by_vllm(tmp_path))
 
 
 def test_pissa_as_plain_lora_is_read(tmp_path: Path) -> None:
@@ -164,3 +168,4 @@ def test_pissa_as_plain_lora_is_read(tmp_path: Path) -> None:
     merged = view.merge_and_unload()
     for path, weight in Reader(tmp_path / "plain").weights(model).items():
         torch.testing.assert_close(weight, merged.get_submodule(path).weight, rtol=0, atol=1e-5)
+    assert rejected_by_vllm(tmp_path / "plain") == []

@@ -1,7 +1,9 @@
 """Adapters in the forms that other programs read.
 
 exports      `export`, and `Export`, what became of it
-merged       a model of transformers with the adapter in its weights
+whole        the model with the adapter in its weights, written in a form and verified
+merged       that form of transformers
+gguf         that form of llama.cpp
 adapter      the adapter's folder
 probes       whether two models compute the same
 readers      what vLLM reads of an adapter's folder

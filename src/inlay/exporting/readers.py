@@ -14,7 +14,7 @@ from inlay.io.tensors import read_header
 _INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _HEADS = ("classifier", "score")
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_(embedding_)?[AB](\.weight)?")
-_PLAIN = "Convert it first: inlay.as_plain_lora(view, name, new_name)."
+_PLAIN = "Convert it first: inlay convert --to lora, or inlay.as_plain_lora(view, name, new_name)."
 
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("use_dora", bool, "DoRA is not read. Convert it with inlay.save_as_lora, or export it merged."),

@@ -16,13 +16,15 @@ class Export:
     Attributes:
         to: the form.
         folder: where it is.
-        difference: between what was written and the view, in a merged model that was verified.
+        file: the file in it to be read, if it is one file.
+        difference: between what was written and its source, in a whole model that was verified.
         rejections: why vLLM would not read an adapter's folder; empty if it would.
         notes: what else is worth knowing.
     """
 
     to: str
     folder: Path
+    file: str | None = None
     difference: Difference | None = None
     rejections: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -32,7 +34,7 @@ class Export:
         return {**asdict(self), "folder": str(self.folder)}
 
     def __str__(self) -> str:
-        lines = [f"{self.to}: {self.folder}"]
+        lines = [f"{self.to}: {self.folder / (self.file or '')}"]
         lines += [] if self.difference is None else [f"  verified: {self.difference}"]
         lines += [f"  vLLM would reject it: {reason}" for reason in self.rejections]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
