@@ -38,8 +38,12 @@ LEVELS = [
         "hotswap",
     },
     {"hf"},
-    {"comparison", "evaluation", "exporting"},
-    {"train", "cli"},
+    {"comparison", "evaluation", "exporting", "inspection"},
+    {"conversion", "recipe"},
+    {"runs"},
+    {"train"},
+    {"preflight", "diagnosis"},
+    {"cli"},
     {"__init__", "__main__", "peft"},
 ]
 HEIGHT = {part: i for i, level in enumerate(LEVELS) for part in level}
@@ -54,8 +58,8 @@ LATE = {
 }
 
 FOREIGN = {
-    "transformers": ["hf/", "train/"],
-    "accelerate": ["hf/"],
+    "transformers": ["hf/", "recipe/", "runs/", "train/", "preflight/"],
+    "accelerate": ["hf/", "train/"],
     "diffusers": ["hf/"],
     "huggingface_hub": ["io/hub.py", "io/card.py"],
     "peft": [],

@@ -13,6 +13,7 @@ from inlay.methods import METHODS
 _NAMES = {
     "inlay.comparison.columns": ["compare"],
     "inlay.config": ["AdapterConfig", "PeftConfig", "PeftType", "TaskType"],
+    "inlay.conversion": ["convert"],
     "inlay.errors": ["InlayError", "InlayWarning"],
     "inlay.evaluation.scores": ["evaluate"],
     "inlay.exporting.exports": ["export"],
@@ -32,6 +33,7 @@ _NAMES = {
         "prepare_model_for_compiled_hotswap",
     ],
     "inlay.hf.kbit": ["prepare_model_for_kbit_training"],
+    "inlay.inspection.folder": ["inspect_adapter"],
     "inlay.io.load": ["set_peft_model_state_dict"],
     "inlay.io.match": ["LoadReport"],
     "inlay.io.states": ["get_base_model_state_dict", "load_peft_weights", "set_base_model_state_dict"],
@@ -56,6 +58,7 @@ _NAMES = {
         "PeftModelForTokenClassification",
         "get_peft_model",
     ],
+    "inlay.runs.run": ["Run"],
 }
 _HOME = {name: module for module, names in {**_NAMES, **METHODS}.items() for name in names}
 
@@ -68,16 +71,19 @@ if TYPE_CHECKING:
     from inlay.config import PeftConfig as PeftConfig
     from inlay.config import PeftType as PeftType
     from inlay.config import TaskType as TaskType
+    from inlay.conversion import convert as convert
     from inlay.errors import InlayError as InlayError
     from inlay.errors import InlayWarning as InlayWarning
     from inlay.evaluation.scores import evaluate as evaluate
     from inlay.exporting.exports import export as export
     from inlay.inject import inject_adapter_in_model as inject_adapter_in_model
+    from inlay.inspection.folder import inspect_adapter as inspect_adapter
     from inlay.io.load import set_peft_model_state_dict as set_peft_model_state_dict
     from inlay.io.match import LoadReport as LoadReport
     from inlay.io.save import get_peft_model_state_dict as get_peft_model_state_dict
     from inlay.methods.lora.config import LoraConfig as LoraConfig
     from inlay.model import PeftModel as PeftModel
+    from inlay.runs.run import Run as Run
     from inlay.tasks import get_peft_model as get_peft_model
 
 

@@ -66,9 +66,10 @@ def test_adapters_by_name_folder_and_object_give_the_same(tmp_path: Path) -> Non
     model.save_pretrained(str(tmp_path / "run" / "adapter"))
     by_name = run(model, ["default"])
     by_folder = run(plain, [tmp_path / "run" / "adapter"])
+    by_run = run(plain, [tmp_path / "run"])
     by_object = run(model.unload(), {"mine": model})
-    assert by_folder.columns == ("base", "run") and by_object.columns == ("base", "mine")
-    assert by_name.rows == by_folder.rows == by_object.rows
+    assert by_folder.columns == by_run.columns == ("base", "run") and by_object.columns == ("base", "mine")
+    assert by_name.rows == by_folder.rows == by_run.rows == by_object.rows
 
 
 def test_a_merged_model_can_stand_beside_them() -> None:
@@ -124,12 +125,15 @@ def test_prepared_rows_bring_prompts_and_references() -> None:
     asked = compare(model, None, texts, TOKENIZER, [r["output"] for r in rows], format="alpaca", decoding=SHORT)
     assert [r.answers for r in found.rows] == [r.answers for r in asked.rows]
     assert [r.reference for r in found.rows] == ["Rhine", "2, 3"]
+    assert found.settings["format"] == "alpaca"
 
 
 def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     model = view()
     before = tiny.outline(model)
-    with pytest.raises(ConfigError, match=r"adapters='defalt' is not allowed.*\(default\) or a folder.*Did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"adapters='defalt' is not allowed.*\(default\), a run's folder, or a folder.*Did you mean"
+    ):
         run(model, ["defalt"])
     with pytest.raises(ConfigError, match="columns of different names"):
         run(model, ["default", "default"])

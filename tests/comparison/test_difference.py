@@ -37,6 +37,12 @@ def test_against_an_empty_text_all_differs() -> None:
     assert difference("", ["a"]) == []
 
 
+def test_white_space_is_of_the_words_beside_it() -> None:
+    assert difference("a red big b", ["x y"]) == [Piece("a red big b", True)]  # both have spaces
+    assert difference("game with it", ["game"]) == [Piece("game ", False), Piece("with it", True)]
+    assert difference("a  b", ["a b"]) == [Piece("a", False), Piece("  ", True), Piece("b", False)]
+
+
 def test_order_counts() -> None:
     pieces = difference("b a", ["a b"])
     assert any(p.differs for p in pieces) and "".join(p.text for p in pieces) == "b a"

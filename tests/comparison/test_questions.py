@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from inlay.comparison.questions import ASKED, questions_of
-from inlay.data import known_formats, prepare
+from inlay.comparison.questions import questions_of
+from inlay.data import Chat, Format, Part, Row, known_formats, prepare, register
 from inlay.errors import ConfigError, DataError
 from tests.data.tokenizers import MADE
 
@@ -41,11 +41,41 @@ def test_a_text_is_asked_as_the_training_data_asks(format: str, name: str) -> No
     (again,) = questions_of(prepared, made)
     assert again.ids == question.ids and again.row == question.row._replace(end=None)
     assert again.reference is not None and again.reference.strip().startswith("Rhine, Danube")
-    assert question.text == "Name three rivers."
+    assert question.text == again.text == "Name three rivers."
 
 
 def test_every_format_can_be_asked() -> None:
-    assert known_formats().keys() <= ASKED.keys()
+    assert known_formats().keys() == {*ROWS, "text"}, "give a new format a row in ROWS"
+    plain, text = (questions_of(["Name"], tokenizer("gpt2_like"), None, name) for name in ("plain", "text"))
+    assert plain == text
+
+
+def test_a_format_of_ones_own_brings_how_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inlay.data.schema._FORMATS", known_formats())
+    made = tokenizer("gpt2_like")
+
+    def parts(row: Row, chat: Chat) -> list[Part]:
+        return [Part(f"A haiku about {row.text('theme')}:\n"), Part(row.text("poem"), True)]
+
+    register(Format("haiku", (("theme", "poem"),), parts))
+    (question,) = questions_of(["rain"], made, None, "haiku")
+    assert made.decode(question.ids) == "A haiku about rain:\n" and question.text == "rain"
+    register(Format("haiku", (("theme", "poem"),), parts, asking=lambda text: text.upper()))
+    (question,) = questions_of(["rain"], made, None, "haiku")
+    assert made.decode(question.ids) == "RAIN"
+
+
+def test_of_a_row_its_own_words_are_shown() -> None:
+    made = tokenizer("gpt2_like")
+    rows = [
+        ({"instruction": "Add.", "input": "1, 2\n3", "output": "6"}, "Add.\n1, 2\n3"),
+        ({"content": "Hi", "summary": "Yes", "history": [["a", "b"]]}, "[Round 0]\n"),
+        ({"instruction": "Q", "document": "D", "output": "A"}, "Q\n Use this API documentation for reference: D"),
+        ({"messages": [{"role": "system", "content": "S"}, *ROWS["messages"]("q", "a")["messages"]]}, "S"),
+    ]
+    for row, shown in rows:
+        (question,) = questions_of(prepare([row], made, "apibench" if "document" in row else "auto"), made)
+        assert shown in question.text and "###" not in question.text
 
 
 def test_a_conversation_is_asked_for_its_next_turn() -> None:
@@ -79,6 +109,8 @@ def test_what_is_refused() -> None:
         questions_of(["a", "b"], made, ["c"])
     with pytest.raises(DataError, match="There are no prompts"):
         questions_of([], made)
+    with pytest.raises(DataError, match="Prompt 2 cannot be asked as 'adgen': content is empty"):
+        questions_of(["a", ""], made, None, "adgen")
     with pytest.raises(DataError, match="Prompt 2 is empty"):
         questions_of(["a", ""], made)
     with pytest.raises(ConfigError, match="None with a prepared data set"):

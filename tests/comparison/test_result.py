@@ -65,6 +65,11 @@ def test_best(losses: tuple[float | None, float | None], best: int | None) -> No
     assert Row("p", tuple(Answer("", loss) for loss in losses)).best == best
 
 
+def test_wins_count_the_rows_with_the_lowest_loss() -> None:
+    assert made().wins == {"base": 0, "tuned": 1} == made().to_dict()["wins"]
+    assert Comparison(("a", "b"), (Row("p", (Answer("x"), Answer("y"))),)).wins == {}
+
+
 def test_html_is_well_formed_and_loads_nothing() -> None:
     page = made().html()
     tags = checked(page).tags
@@ -100,7 +105,9 @@ def test_text_has_everything_once() -> None:
     text = str(made())
     for part in ("Describe it.", "the blue house", "reference: the red house", "loss 2.5000", "(empty)"):
         assert text.count(part) == 1, part
-    assert text.count("tuned ") == 3 and text.rstrip().endswith("mean loss: base 2.5000   tuned 1.2500")
+    assert text.count("tuned ") == 4 and text.rstrip().endswith(
+        "mean loss: base 2.5000   tuned 1.2500\nrows with the lowest loss: base 0   tuned 1"
+    )
     assert max(map(len, text.splitlines())) <= 100
 
 

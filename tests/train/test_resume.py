@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from inlay.errors import ResumeError
-from inlay.train import callbacks, plain
-from inlay.train.run import train
-from inlay.train.runs import Run
+from inlay.io import plain
+from inlay.runs.run import Run
+from inlay.train import callbacks
+from inlay.train.training import train
 from tests.train import tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -72,6 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {},
     "evaluated": {"data.eval": 0.2, "watch.prompts": ["Count"], "watch.max_new_tokens": 3},
     "packed": {"data.packing": True, "train.batch": 1, "data.max_length": 160},
+    "lengths": {"train.group_by_length": True},
     "adalora": {"adapter.method": "adalora", "adapter.tinit": 2, "adapter.tfinal": 4, "adapter.target_r": 4},
     "full": {"adapter.method": "full"},
 }

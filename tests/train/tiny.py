@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inlay.train.recipe import Recipe
+from inlay.recipe.recipe import Recipe
 from tests.data.tokenizers import gpt2_like
 
 
@@ -63,6 +63,7 @@ def recipe(folder: Path, out: str = "run", **changes: Any) -> Recipe:
         "train.save_every": 3,
         "train.log_every": 2,
         "train.device": "cpu",
+        "report.html": False,
         "out": str(folder / out),
     }
     if changes.get("adapter.method", "lora") != "lora":

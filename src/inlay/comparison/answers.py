@@ -82,13 +82,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def write(
-    model: Any, questions: Sequence[Question], tokenizer: Any, decoding: Decoding, batch_size: int = 1
+    model: Any,
+    questions: Sequence[Question],
+    tokenizer: Any,
+    decoding: Decoding,
+    batch_size: int = 1,
+    streamer: Any = None,
 ) -> list[str]:
-    """The model's answers. Greedy ones are written `batch_size` at a time, drawn ones singly, each with its seed."""
+    """The model's answers. Greedy ones are written `batch_size` at a time, drawn ones singly, each with its seed.
+
+    `streamer`, of transformers, hears an answer token by token: it needs a batch size of 1.
+    """
     for number, question in enumerate(questions, 1):
         if not question.ids:
             raise DataError(f"Row {number} has no prompt: all of it is trained, so there is nothing to ask.")
-    arguments = {**decoding.arguments, **_ends(model, tokenizer)}
+    arguments = {**decoding.arguments, **_ends(model, tokenizer), "streamer": streamer}
     greedy = decoding.temperature == 0
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids)) if greedy else range(len(questions))
     texts = [""] * len(questions)

@@ -6,22 +6,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from inlay.comparison.answers import Decoding, check_model, losses, write
-from inlay.comparison.questions import Prompt, questions_of
+from inlay.comparison.questions import PLAIN, Prompt, Question, questions_of
 from inlay.comparison.result import Answer, Comparison, Row
 from inlay.data import Prepared
 from inlay.errors import ConfigError, StateError, did_you_mean
-from inlay.io.folder import CONFIG_NAME
+from inlay.io.folder import CONFIG_NAME, adapter_in
 from inlay.model import PeftModel
 
 Speaker = Callable[[], AbstractContextManager[Any]]
 """Gives the model of one column, for as long as it is asked."""
 
 BASE = "base"
+
+
+class Column(NamedTuple):
+    """A model, and what it is asked."""
+
+    speaker: Speaker
+    questions: Sequence[Question]
+    tokenizer: Any
 
 
 def compare(
@@ -31,7 +39,7 @@ def compare(
     tokenizer: Any = None,
     references: Sequence[str | None] | None = None,
     *,
-    format: str = "plain",
+    format: str = PLAIN,
     decoding: Decoding | None = None,
     batch_size: int = 1,
 ) -> Comparison:
@@ -42,8 +50,8 @@ def compare(
 
     Args:
         model: the base, or a view of it; what it answers is as before afterwards.
-        adapters: names of the view's adapters, folders of adapters, or models (other views, merged or full models), as
-            a list or with names for the columns. None: all of the view's.
+        adapters: names of the view's adapters, folders of adapters or of runs, or models (other views, merged or full
+            models), as a list or with names for the columns. None: all of the view's.
         prompts: texts, conversations (lists of messages), or a prepared data set.
         tokenizer: of transformers.
         references: wanted answers, one a prompt; None where there is none.
@@ -62,17 +70,27 @@ def compare(
     decoding = decoding or Decoding()
     questions = questions_of(prompts, tokenizer, references, format)
     with _speakers(model, adapters) as speakers:
-        columns = []
-        for speaker in speakers.values():
-            with speaker() as speaks:
-                rows = [q.row for q in questions if q.row is not None]
-                known = iter(losses(speaks, rows, tokenizer, batch_size))
-                means = [None if q.row is None else next(known).mean for q in questions]
-                texts = write(speaks, questions, tokenizer, decoding, batch_size)
-            columns.append([Answer(text, mean) for text, mean in zip(texts, means, strict=True)])
-    answers = zip(*columns, strict=True)
-    made = tuple(Row(q.text, tuple(a), q.reference) for q, a in zip(questions, answers, strict=True))
-    return Comparison(tuple(speakers), made, asdict(decoding) | {"format": format})
+        columns = {name: Column(speaker, questions, tokenizer) for name, speaker in speakers.items()}
+        put = prompts.report.format if isinstance(prompts, Prepared) else format
+        return side_by_side(columns, decoding, batch_size, {"format": put})
+
+
+def side_by_side(
+    columns: Mapping[str, Column], decoding: Decoding, batch_size: int, settings: Mapping[str, Any]
+) -> Comparison:
+    """Asks one column after the other. Row i of each is the same prompt; what is shown of it is the first column's."""
+    answers = []
+    for speaker, questions, tokenizer in columns.values():
+        with speaker() as speaks:
+            rows = [q.row for q in questions if q.row is not None]
+            known = iter(losses(speaks, rows, tokenizer, batch_size))
+            means = [None if q.row is None else next(known).mean for q in questions]
+            texts = write(speaks, questions, tokenizer, decoding, batch_size)
+        answers.append([Answer(text, mean) for text, mean in zip(texts, means, strict=True)])
+    shown = next(iter(columns.values())).questions
+    rows_of = zip(shown, zip(*answers, strict=True), strict=True)
+    made = tuple(Row(q.text, tuple(a), q.reference) for q, a in rows_of)
+    return Comparison(tuple(columns), made, asdict(decoding) | dict(settings))
 
 
 @contextmanager
@@ -113,8 +131,13 @@ def _name(adapter: Any, own: Sequence[str]) -> str:
         return type(adapter).__name__
     if adapter in own:
         return str(adapter)
-    path = Path(adapter).absolute()
-    return path.parent.name if path.name == "adapter" else path.name  # a run keeps its adapter in a folder of that name
+    return title(Path(adapter))
+
+
+def title(folder: Path) -> str:
+    """What an adapter's folder is called: as the run whose `adapter/` it is."""
+    path = folder.absolute()
+    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _base_of(model: Any) -> Speaker:
@@ -137,14 +160,15 @@ def _speaker(model: Any, base: Any, adapter: Any, own: Sequence[str]) -> Speaker
                 "before comparing adapters."
             )
         return lambda: _switched(model, str(adapter))
-    if not (Path(adapter) / CONFIG_NAME).is_file():
+    folder = adapter_in(adapter)
+    if folder is None:
         raise ConfigError.of(
             "adapters",
             str(adapter),
-            f"an adapter of the view ({', '.join(own) or 'it has none'}) or a folder with {CONFIG_NAME}",
+            f"an adapter of the view ({', '.join(own) or 'none'}), a run's folder, or a folder with {CONFIG_NAME}",
             did_you_mean(str(adapter), own).strip(),
         )
-    view = PeftModel.from_pretrained(base, str(adapter))
+    view = PeftModel.from_pretrained(base, str(folder))
     return lambda: nullcontext(view)
 
 

@@ -25,11 +25,18 @@ def words(text: str) -> list[str]:
 
 
 def difference(text: str, others: Sequence[str]) -> list[Piece]:
-    """The text in pieces; one differs if its words are in none of the others, at a place that corresponds."""
+    """The text in pieces; one differs if its words are in none of the others, at a place that corresponds.
+
+    White space is of the words beside it: it differs between two that do, and beside one that does it does not.
+    """
     own = words(text)
     kept: set[int] = set()
     for other in others:
         for block in SequenceMatcher(None, words(other), own, autojunk=False).get_matching_blocks():
             kept.update(range(block.b, block.b + block.size))
-    marked = [(word, bool(others) and i not in kept) for i, word in enumerate(own)]
+    differ = [bool(others) and i not in kept for i in range(len(own))]
+    for i in range(1, len(own) - 1):
+        if own[i].isspace() and (differ[i - 1] or differ[i + 1]):
+            differ[i] = differ[i - 1] and differ[i + 1]
+    marked = zip(own, differ, strict=True)
     return [Piece("".join(w for w, _ in run), differs) for differs, run in groupby(marked, key=lambda m: m[1])]

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from inlay.data import Causal, Chat, Part, Prepared, Tokens
-from inlay.data.templates import GORILLA, alpaca
+from inlay.data import BadRow, Causal, Chat, Part, Prepared, Row, Tokens, known_formats
 from inlay.data.tokenize import Encoder, Segment
 from inlay.errors import ConfigError, DataError, did_you_mean
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
+PLAIN = "plain"
+"""The format of a model that was trained on none: a text is put as it is."""
+
 _LONGEST = 2**31
-
-
-def _said(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
-ASKED: dict[str, Callable[[str], Prompt]] = {
-    "plain": str,
-    "alpaca": alpaca,
-    "apibench": lambda text: GORILLA.format(question=text),
-    "question": lambda text: text + "\n",
-    "messages": _said,
-    "sharegpt": _said,
-    **dict.fromkeys(("adgen", "prompt", "text"), str),
-}
-"""The format that a model was trained in -> what it is asked for a text."""
+_PLACES = ("QUESTION", "FURTHER")  # words that no format writes itself
 
 
 class Question(NamedTuple):
@@ -52,7 +40,7 @@ def questions_of(
     prompts: Sequence[Prompt] | Prepared,
     tokenizer: Any,
     references: Sequence[str | None] | None = None,
-    format: str = "plain",
+    format: str = PLAIN,
 ) -> list[Question]:
     """The questions that prompts are: texts, conversations (lists of messages), or the rows of a prepared data set.
 
@@ -66,11 +54,13 @@ def questions_of(
     if isinstance(prompts, Prepared):
         if references is not None:
             raise ConfigError.of("references", "...", "None with a prepared data set", "Its rows hold them.")
-        return [_of_row(prompts, i, tokenizer) for i in range(len(prompts))]
+        frames = _frames(prompts.report.format, tokenizer)
+        return [_of_row(prompts, i, tokenizer, frames) for i in range(len(prompts))]
     if isinstance(prompts, str):
         raise ConfigError.of("prompts", prompts, "a list of prompts", f"Give [{prompts[:20]!r}] for one.")
-    if format not in ASKED:
-        raise ConfigError.of("format", format, f"one of {sorted(ASKED)}", did_you_mean(format, ASKED).strip())
+    formats = known_formats()
+    if format not in (names := sorted([PLAIN, *formats])):
+        raise ConfigError.of("format", format, f"one of {names}", did_you_mean(format, names).strip())
     if references is not None and len(references) != len(prompts):
         raise ConfigError.of("references", f"{len(references)} texts", f"one for each of the {len(prompts)} prompts")
     if not prompts:
@@ -80,7 +70,12 @@ def questions_of(
     found = []
     for number, prompt in enumerate(prompts, 1):
         reference = None if references is None else references[number - 1]
-        put = ASKED[format](prompt) if isinstance(prompt, str) else prompt
+        put: Prompt = prompt
+        if isinstance(prompt, str) and format != PLAIN:
+            try:
+                put = formats[format].asked(prompt, chat)
+            except BadRow as error:
+                raise DataError(f"Prompt {number} cannot be asked as {format!r}: {error}.") from error
         question = _of_text(put, reference, encoder, chat, layout)
         if not question.ids:
             raise DataError(f"Prompt {number} is empty, and the tokenizer begins no text with a token of its own.")
@@ -120,10 +115,32 @@ def _shown(prompt: Prompt) -> str:
     return "\n".join(f"{m.get('role')}: {m.get('content')}" for m in prompt)
 
 
-def _of_row(prepared: Prepared, i: int, tokenizer: Any) -> Question:
+def _of_row(prepared: Prepared, i: int, tokenizer: Any, frames: Sequence[re.Pattern[str]]) -> Question:
     ids, trained = prepared.tokens(i)
     start = trained.find(1)
     end = trained.find(0, start)
     asked, wanted = ids[:start], ids[start : end if end >= 0 else len(ids)]
     prompt, reference = (tokenizer.decode(part, skip_special_tokens=True) for part in (asked, wanted))
-    return Question(prompt, asked, reference, Tokens(ids, list(map(bool, trained)), False, None))
+    found = next((match for match in (frame.fullmatch(prompt) for frame in frames) if match), None)
+    shown = prompt if found is None else "\n".join(found.groups())
+    return Question(shown, asked, reference, Tokens(ids, list(map(bool, trained)), False, None))
+
+
+def _frames(name: str, tokenizer: Any) -> list[re.Pattern[str]]:
+    """What a format puts around a row's own words, so that these are shown alone: found with words in their place."""
+    format, chat, encoder = known_formats().get(name), Chat(tokenizer), Encoder(tokenizer)
+    if format is None:
+        return []
+    own, more = _PLACES
+    row = {**dict.fromkeys(format.shapes[0], "-"), format.shapes[0][0]: own}
+    frames = []
+    for column in (*format.optional, None):  # the longest first
+        try:
+            with_more = Row({**row, column: more}, frozenset(row) | {column}) if column else None
+            put = format.asked(own, chat) if with_more is None else format.prompt(with_more, chat)
+            ids = _of_text(put, None, encoder, chat, Causal([], [], _LONGEST)).ids
+        except DataError:  # no chat template, or a column that holds no text
+            continue
+        text = re.escape(str(tokenizer.decode(ids, skip_special_tokens=True)))
+        frames.append(re.compile(text.replace(own, "(.*)", 1).replace(more, "(.*)", 1), re.DOTALL))
+    return frames

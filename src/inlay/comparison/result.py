@@ -58,9 +58,16 @@ class Comparison:
         """Column -> the mean of its rows' losses; None where no row has a reference."""
         return {name: _mean([row.answers[i].loss for row in self.rows]) for i, name in enumerate(self.columns)}
 
+    @property
+    def wins(self) -> dict[str, int]:
+        """Column -> in how many rows its loss is the lowest; none where no row has a reference."""
+        best = [row.best for row in self.rows]
+        known = any(answer.loss is not None for row in self.rows for answer in row.answers)
+        return {name: best.count(i) for i, name in enumerate(self.columns)} if known else {}
+
     def to_dict(self) -> dict[str, Any]:
         """For files."""
-        return {**asdict(self), "losses": self.losses}
+        return {**asdict(self), "losses": self.losses, "wins": self.wins}
 
     def __str__(self) -> str:
         return self.text()
@@ -85,6 +92,7 @@ class Comparison:
     def save(self, path: str | Path) -> None:
         """Writes a page (.html), data (.json), or text (any other name)."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         as_data = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) if path.suffix == ".json" else None
         shown = self.html() if path.suffix in (".html", ".htm") else self.text()
         path.write_text(as_data or shown, encoding="utf-8")

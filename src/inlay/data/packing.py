@@ -53,6 +53,12 @@ class Packed:
         }
 
     @property
+    def lengths(self) -> list[int]:
+        """The length of every pack."""
+        lengths = self.prepared.lengths
+        return [sum(lengths[i] for i in pack) for pack in self.packs]
+
+    @property
     def filled(self) -> float:
         """The share of all places that hold a token."""
         return sum(self.prepared.lengths) / (len(self) * self.max_length) if self.packs else 0.0

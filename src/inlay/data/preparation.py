@@ -64,7 +64,7 @@ def prepare(
     encoder, chat = Encoder(tokenizer), Chat(tokenizer, chat_template)
     layout = layout or Causal(encoder.head, encoder.end, max_length, _special_ids(tokenizer))
 
-    rows = _renamed(found.rows, columns or {})
+    rows = renamed(found.rows, columns or {})
     start, seen = _start(rows, found.name)
     chosen = choose(format, seen)
     report = Report(found.name, chosen.name, format == "auto", getattr(layout, "max_length", None), columns=seen)
@@ -133,7 +133,8 @@ def _batches(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:
         yield batch
 
 
-def _renamed(rows: Iterable[Numbered], columns: Mapping[str, str]) -> Iterator[Numbered]:
+def renamed(rows: Iterable[Numbered], columns: Mapping[str, str]) -> Iterator[Numbered]:
+    """The rows with the format's names for their columns; `columns` is name in the format -> name in the data."""
     back = {theirs: ours for ours, theirs in columns.items()}
     for number, row in rows:
         if back and not isinstance(row, BadRow):

@@ -76,21 +76,24 @@ class Report:
         return "the lengths of the layout" if self.max_length is None else f"max_length={self.max_length}"
 
     @property
-    def warnings(self) -> list[str]:
-        """What should be looked at before training."""
+    def no_end(self) -> str | None:
+        """What is wrong if rows are whole and none is trained to write an end token; else None."""
+        if not self.kept or self.end_tokens or self.kept == len(self.truncated):
+            return None
+        return (
+            "No row is trained to write an end token, so the model will not learn to stop. "
+            "For conversations, the chat template must end an assistant's turn with a special token."
+        )
+
+    @property
+    def other_ends(self) -> list[str]:
+        """The end tokens that are not the one at which the tokenizer says generation stops."""
+        return [t for t in self.end_tokens if self.generation_end is not None and t != self.generation_end]
+
+    @property
+    def row_warnings(self) -> list[str]:
+        """What should be looked at in the rows."""
         out = []
-        ended, bare = sum(self.end_tokens.values()), self.kept - len(self.truncated)
-        if self.kept and not ended and bare:
-            out.append(
-                "No row is trained to write an end token, so the model will not learn to stop. "
-                "For conversations, the chat template must end an assistant's turn with a special token."
-            )
-        others = [t for t in self.end_tokens if self.generation_end is not None and t != self.generation_end]
-        if others:
-            out.append(
-                f"Answers end with {' or '.join(map(repr, others))}, but the tokenizer's end token is "
-                f"{self.generation_end!r}: generation stops there only if generation_config.eos_token_id says so."
-            )
         if self.truncated and len(self.truncated) * 20 > self.rows:
             out.append(
                 f"{len(self.truncated)} of {self.rows} rows are cut at {self.limit}: the ends of their answers are not "
@@ -99,6 +102,17 @@ class Report:
         if self.duplicates and len(self.duplicates) * 20 > self.rows:
             out.append(f"{len(self.duplicates)} of {self.rows} rows repeat an earlier one.")
         return out
+
+    @property
+    def warnings(self) -> list[str]:
+        """What should be looked at before training."""
+        ends = [self.no_end] if self.no_end else []
+        if self.other_ends:
+            ends.append(
+                f"Answers end with {' or '.join(map(repr, self.other_ends))}, but the tokenizer's end token is "
+                f"{self.generation_end!r}: generation stops there only if generation_config.eos_token_id says so."
+            )
+        return ends + self.row_warnings
 
     def __str__(self) -> str:
         found = "found by the columns" if self.detected else "given"

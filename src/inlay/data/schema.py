@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inlay.errors import DataError, did_you_mean
@@ -85,6 +86,8 @@ class Format:
         optional: columns it uses where they are there.
         complete: the parts hold every special token themselves, so none is added (chat templates write their own).
         last_resort: taken only if no other format fits.
+        asking: a text -> what a model that was trained on this format is given for it. See `asked` for what it is by
+            default.
     """
 
     name: str
@@ -93,6 +96,24 @@ class Format:
     optional: tuple[str, ...] = ()
     complete: bool = False
     last_resort: bool = False
+    asking: Callable[[str], str] | None = None
+
+    def asked(self, text: str, chat: Chat) -> str | list[dict[str, Any]]:
+        """What a model that was trained on this format is given for a text: a text, or a conversation.
+
+        It is what stands before the first trained part of a row whose first column is `text`; with `complete` a
+        conversation of one turn. Where all is trained it is the text itself. Raises BadRow.
+        """
+        if self.asking is not None:
+            return self.asking(text)
+        if self.complete:
+            return [{"role": "user", "content": text}]
+        shape = self.shapes[0]
+        return self.prompt(Row({**dict.fromkeys(shape, "-"), shape[0]: text}, frozenset(shape)), chat) or text
+
+    def prompt(self, row: Row, chat: Chat) -> str:
+        """What stands before the first trained part of a row. Raises BadRow."""
+        return "".join(part.text for part in takewhile(lambda part: not part.trained, self.parts(row, chat)))
 
     def shape_in(self, columns: Iterable[str]) -> tuple[str, ...] | None:
         """The first shape whose columns are all there, or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ class Prediction(NamedTuple):
 
     prediction: str
     reference: str
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,18 @@ class Evaluation:
         """e^loss."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Loss, perplexity, and the scores."""
+        return {"loss": self.loss, "perplexity": self.perplexity, **self.scores}
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers, for files."""
-        numbers = {k: v for k, v in asdict(self).items() if k not in ("scores", "predictions")}
-        return {**numbers, "perplexity": self.perplexity, **self.scores}
+        return {"rows": self.rows, "tokens": self.tokens, **self.numbers}
 
     def __str__(self) -> str:
-        shown = {"loss": self.loss, "perplexity": self.perplexity, **self.scores}
         head = f"{self.rows} rows, {self.tokens} tokens"
-        return "\n".join([head, *(f"  {name:<12} {value:.4f}" for name, value in shown.items())])
+        return "\n".join([head, *(f"  {name:<12} {value:.4f}" for name, value in self.numbers.items())])
 
     def save_predictions(self, path: str | Path) -> None:
         """Writes ChatGLM's `generated_predictions.txt`: a JSON object {"labels", "predict"} a line."""
@@ -86,14 +90,9 @@ def evaluate(
         MissingExtraError: a metric needs a package that is not installed.
     """
     check_model(model)
-    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
-    for name in wanted:
-        if name not in METRICS:
-            raise ConfigError.of("metrics", name, f"names of {sorted(METRICS)}", did_you_mean(name, METRICS).strip())
+    wanted = check_metrics(metrics)
     if not len(data):
         raise DataError("The data set has no rows to evaluate on.")
-    for name in wanted:
-        METRICS[name](["a"], ["a"])  # so that a package that is not there is missed now, not after an hour
     questions = questions_of(data, tokenizer)
     found = losses(model, [q.row for q in questions if q.row is not None], tokenizer, batch_size)
     tokens = sum(loss.tokens for loss in found)
@@ -103,7 +102,18 @@ def evaluate(
     predictions: list[Prediction] = []
     if wanted:
         texts = write(model, questions, tokenizer, decoding or Decoding(), batch_size)
-        predictions = [Prediction(text, q.reference or "") for text, q in zip(texts, questions, strict=True)]
+        predictions = [Prediction(text, q.reference or "", q.text) for text, q in zip(texts, questions, strict=True)]
         for name in wanted:
             scores |= METRICS[name](texts, [p.reference for p in predictions])
     return Evaluation(len(data), tokens, math.fsum(loss.total for loss in found) / tokens, scores, predictions)
+
+
+def check_metrics(metrics: str | Sequence[str]) -> list[str]:
+    """The names. Raises ConfigError for one that is not known, MissingExtraError if a package that it needs is not."""
+    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in wanted:
+        if name not in METRICS:
+            raise ConfigError.of("metrics", name, f"names of {sorted(METRICS)}", did_you_mean(name, METRICS).strip())
+    for name in wanted:
+        METRICS[name](["a"], ["a"])  # so that a package that is not there is missed now, not after an hour
+    return wanted

@@ -7,20 +7,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from inlay.errors import NumericsError
-from inlay.train import plain
-from inlay.train.runs import CHECKPOINTS, METRICS, Run, seal
+from inlay.io import plain
+from inlay.runs.history import History
+from inlay.runs.run import CHECKPOINTS, METRICS, Run, seal
+from inlay.train.order import ByLength
+from inlay.train.parallel import several
+from inlay.train.sharded import ShardedTrainer
 
 
-class Rows(Trainer):  # type: ignore[misc]  # transformers is not followed
+class Rows(ShardedTrainer):
     """Trainer, with the rows and the loss of every forward pass of the step kept for `Finite`."""
 
     seen: list[tuple[Any, Any]]
@@ -31,6 +35,14 @@ class Rows(Trainer):  # type: ignore[misc]  # transformers is not followed
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.seen.append((loss.detach(), rows))
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Trainer's own, but for rows grouped by length."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        args, items = self.args, train_dataset or self.train_dataset
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return ByLength(items.lengths, group, args.data_seed)
 
 
 class Finite(TrainerCallback):  # type: ignore[misc]
@@ -45,28 +57,35 @@ class Finite(TrainerCallback):  # type: ignore[misc]
         self.trainer.seen = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Raises NumericsError. One number is read off the device."""
+        """Raises NumericsError, in all processes. One number is read off the device."""
         seen: list[tuple[Any, Any]] = self.trainer.seen
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
         total = sum(loss.float() for loss, _ in seen)
-        total = total + sum(n.sum().to(total.device) for n in _norms(grads))
+        total = total + sum(n.to(total.device) for n in _norms(p.grad for p in model.parameters()))
+        if self.trainer.is_deepspeed_enabled:  # which keeps gradients, and has made the step
+            engine = self.trainer.accelerator.deepspeed_engine_wrapped.engine
+            total = total + float(engine.get_global_grad_norm() or 0.0)
+        if several():
+            torch.distributed.all_reduce(total)
         if math.isfinite(float(total)):
             return
-        losses = [(float(loss), [int(r) for r in rows.tolist()]) for loss, rows in seen]
+        losses = _of_all([(float(loss), [int(r) for r in rows.tolist()]) for loss, rows in seen])
         bad = [(loss, rows) for loss, rows in losses if not math.isfinite(loss)]
         value, what = (bad[0][0], "loss") if bad else (float(total), "gradient")
         rows = sorted({row for _, rows in (bad or losses) for row in rows})
         whole, _ = self.run.checkpoints()
+        deepspeed = self.trainer.is_deepspeed_enabled
+        made = "DeepSpeed has made the step, but nothing was saved" if deepspeed else "The step was not made"
         raise NumericsError(
             f"The {what} of step {state.global_step + 1} is {value}, on rows {', '.join(map(str, rows))} of "
-            f"{self.source}. The step was not made; the last checkpoint is {whole[-1].name if whole else 'none'}. "
+            f"{self.source}. {made}; the last checkpoint is {whole[-1].name if whole else 'none'}. "
             "Look at these rows, or lower train.lr, and start over with --fresh."
         )
 
 
-def _norms(grads: list[torch.Tensor]) -> list[torch.Tensor]:
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]
-    return [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # FSDP2's are DTensors
+def _norms(grads: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Those of the parts that this process has: of FSDP2's DTensors, the local ones."""
+    parts: Iterator[Any] = (g.to_local() if hasattr(g, "to_local") else g for g in grads if g is not None)
+    return [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]
@@ -74,13 +93,22 @@ class Journal(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, run: Run):
         self.run, self._before = run, (time.monotonic(), 0)
+        self._began, self._session = time.monotonic(), 1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forgets what was logged after the checkpoint that the run goes on from."""
+        """Forgets what was logged after the checkpoint that the run goes on from, but not the time it took."""
         self._before = time.monotonic(), state.num_input_tokens_seen
         if state.is_world_process_zero:
             path = self.run.folder / METRICS
-            plain.write_lines(path, [m for m in plain.read_lines(path) if m.get("step", 0) <= state.global_step])
+            history = History.of(plain.read_lines(path))
+            self._began = time.monotonic() - (history.seconds or 0.0)
+            self._session = history.sessions + bool(history.lines)
+            kept = (m for m in history.lines if m["step"] <= state.global_step) if state.global_step else ()
+            plain.write_lines(path, kept)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What an evaluation took is not the time of tokens that were trained on."""
+        self._before = time.monotonic(), state.num_input_tokens_seen
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One line."""
@@ -88,6 +116,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
             return
         now, tokens = time.monotonic(), state.num_input_tokens_seen
         line = {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **(logs or {})}
+        line |= {"seconds": now - self._began, "session": self._session}
         if tokens > self._before[1] and "loss" in line:
             line["tokens_per_second"] = (tokens - self._before[1]) / max(now - self._before[0], 1e-9)
             self._before = now, tokens
@@ -96,10 +125,22 @@ class Journal(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Trainer writes a checkpoint in place, file after file, in every process: until this, it is not one."""
-        if _several():
+        if several():
             torch.distributed.barrier()
         if state.is_world_process_zero:
             seal(self.run.folder / CHECKPOINTS / f"checkpoint-{state.global_step}")
+
+
+class AtFirst(TrainerCallback):  # type: ignore[misc]
+    """Does something with the model when it is ready to train, before the first step."""
+
+    def __init__(self, do: Callable[[Any], None]):
+        self._do = do
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Not when a run goes on."""
+        if state.global_step == 0:
+            self._do(model)
 
 
 class Interrupt(TrainerCallback, AbstractContextManager["Interrupt"]):  # type: ignore[misc]
@@ -125,7 +166,7 @@ class Interrupt(TrainerCallback, AbstractContextManager["Interrupt"]):  # type: 
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks Trainer to save and stop, in all processes at the same step."""
-        if _several():
+        if several():
             asked = torch.tensor(int(self.asked), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.asked = bool(asked)
@@ -176,8 +217,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.update(self._task, numbers="  ".join(shown))
         else:
-            left = seconds / steps * (state.max_steps - state.global_step) if steps else 0.0
-            self._say(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}  {left:.0f} s left")
+            if steps:
+                shown.append(f"{seconds / steps * (state.max_steps - state.global_step):.0f} s left")
+            self._say(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}")
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
@@ -197,8 +239,13 @@ def memory() -> int:
     return int(most if sys.platform == "darwin" else most * 1024)
 
 
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _of_all(items: list[Any]) -> list[Any]:
+    """What all processes have."""
+    if not several():
+        return items
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, items)
+    return [item for part in found for item in part]
 
 
 def _number(value: Any) -> Any:

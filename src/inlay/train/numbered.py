@@ -16,6 +16,11 @@ class Numbered:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every item."""
+        return list(self.items.lengths)
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         packs = getattr(self.items, "packs", None)
         numbers = [self.items.rows[i]] if packs is None else [self.items.prepared.rows[j] for j in packs[i]]

@@ -48,5 +48,6 @@ APIBENCH = register(
         ),
         _parts,
         optional=("document",),
+        asking=lambda text: GORILLA.format(question=text),
     )
 )

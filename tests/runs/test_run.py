@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from inlay.errors import CorruptFileError, MissingFileError, StateError
-from inlay.train import plain
-from inlay.train.run import train
-from inlay.train.runs import Run, is_whole, seal
+from inlay.io import plain
+from inlay.recipe.recipe import Recipe
+from inlay.runs.run import Run, is_whole, seal
+from inlay.train.training import train
 from tests.train import tiny
 
 
@@ -80,3 +81,19 @@ def test_lines_are_read_up_to_one_that_was_cut(tmp_path: Path) -> None:
     with file.open("a") as out:
         out.write('{"step": 2, "lo')
     assert plain.read_lines(file) == [{"step": 1}]
+
+
+def test_the_command_that_goes_on_takes_flags_into_account(tmp_path: Path) -> None:
+    """Flags beside a recipe that lies in the run's folder are in the resolved recipe alone."""
+    recipe = tiny.recipe(tmp_path)
+    folder = Path(recipe.out)
+    folder.mkdir()
+    plain.write_yaml(folder / "recipe.yaml", recipe.model_dump(mode="json", exclude_unset=True))
+    run = train(tiny.recipe(tmp_path, **{"train.lr": 0.02, "train.epochs": 1}), say=quiet)
+    assert run.command == f"train {folder}/resolved.yaml"
+    again = Recipe.load(folder / "resolved.yaml")
+    assert not again.changes(run.recipe.resolved()) and not run.recipe.changes(again.resolved())
+    plain.write_yaml(folder / "recipe.yaml", run.recipe.model_dump(mode="json"))
+    assert run.command == f"train {folder}/recipe.yaml"
+    (folder / "recipe.yaml").unlink()
+    assert run.command == f"train {folder}/resolved.yaml"

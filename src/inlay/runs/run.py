@@ -5,27 +5,38 @@ checkpoints/        to go on from; each with inlay_checkpoint.json, written last
 recipe.yaml         as given;  resolved.yaml: every key with its value
 environment.json    versions, seed, command, data and base
 metrics.jsonl       a line for every log;  samples.jsonl: prompts answered before and after
+report.html         all of it as a page
+tensorboard/, wandb/, trackio/, where the recipe names them
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inlay.errors import CorruptFileError, MissingFileError, StateError
-from inlay.train import plain
-from inlay.train.recipe import FULL, Recipe
+from inlay.errors import ConfigError, CorruptFileError, MissingFileError, StateError
+from inlay.io import plain
+from inlay.recipe.recipe import FULL, Recipe
+
+if TYPE_CHECKING:
+    from inlay.comparison import Comparison
+    from inlay.comparison.questions import Prompt
+    from inlay.evaluation import Evaluation
+    from inlay.exporting import Export
 
 RECIPE, RESOLVED, ENVIRONMENT = "recipe.yaml", "resolved.yaml", "environment.json"
 METRICS, SAMPLES, CHECKPOINTS = "metrics.jsonl", "samples.jsonl", "checkpoints"
+REPORT, TRACKERS = "report.html", ("tensorboard", "trackio", "wandb")
 FINISHED, COMPLETE = "inlay_run.json", "inlay_checkpoint.json"
 # in the order in which they can go: what is left, if a kill comes between, is a run or the beginning of one
-_OURS = ("adapter", "model", CHECKPOINTS, METRICS, SAMPLES, "report.html", RECIPE, RESOLVED, ENVIRONMENT)
+_OURS = ("adapter", "model", CHECKPOINTS, METRICS, SAMPLES, REPORT, *TRACKERS, RECIPE, RESOLVED, ENVIRONMENT)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,15 @@ class Run:
         return Recipe.make(values, str(self.folder / RESOLVED))
 
     @property
+    def command(self) -> str:
+        """What goes on with it: `train` and its recipe, or where flags were given beside that, the resolved one."""
+        try:
+            same = not Recipe.load(self.folder / RECIPE).changes(self.recipe.resolved())
+        except (ConfigError, MissingFileError):
+            same = False
+        return f"train {shlex.quote(str(self.folder / (RECIPE if same else RESOLVED)))}"
+
+    @property
     def environment(self) -> dict[str, Any]:
         """`environment.json`."""
         return plain.read_json(self.folder / ENVIRONMENT)
@@ -73,7 +93,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """`inlay_run.json`: format, step, hashes of the tokenizer. Raises StateError before the run has ended."""
         if not self.finished:
-            raise StateError(f"The run in '{self.folder}' has not ended: inlay train {self.folder / RECIPE}")
+            raise StateError(f"The run in '{self.folder}' has not ended: inlay {self.command}")
         return plain.read_json(self.adapter / FINISHED)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -84,38 +104,84 @@ class Run:
         """The lines of `samples.jsonl`."""
         return plain.read_lines(self.folder / SAMPLES)
 
+    def report(self) -> Path:
+        """Writes `report.html` anew, of a run in any state: see `inlay.runs.report.page.write_report`."""
+        from inlay.runs.report.page import write_report
+
+        return write_report(self)
+
     # ------------------------------------------------------------------ loading
 
-    def load(self, device: Any = None) -> tuple[Any, Any]:
-        """(view or model, tokenizer), in evaluation mode. Raises CorruptFileError if the tokenizer was changed."""
-        from inlay.tasks import PeftModelForCausalLM
-        from inlay.train.base import load_model
+    def load(self, device: Any = None, base: Any = None) -> tuple[Any, Any]:
+        """(view or model, tokenizer), in evaluation mode.
 
+        Args:
+            device: where to; None leaves the model where it was loaded.
+            base: the base, if it is loaded already; the view stands on its weights.
+
+        Raises:
+            CorruptFileError: the tokenizer is not the one that was trained with.
+            BaseMismatchError: the base is not the one that was trained on.
+        """
         tokenizer = self.load_tokenizer()
+        return self.load_model(device, base), tokenizer
+
+    def load_model(self, device: Any = None, base: Any = None) -> Any:
+        """The view or model of `load`."""
+        from inlay.recipe.base import load_model
+        from inlay.tasks import PeftModelForCausalLM
+
+        _ = self.result  # which is there
         if self.recipe.adapter.method == FULL:
-            model = load_model(self.recipe, self.adapter)
-        else:
-            model = PeftModelForCausalLM.from_pretrained(load_model(self.recipe), str(self.adapter))
-        return _placed(model, device), tokenizer
+            return placed(load_model(self.recipe, self.adapter), device)
+        base = load_model(self.recipe) if base is None else base
+        return placed(PeftModelForCausalLM.from_pretrained(base, str(self.adapter)), device)
 
     def load_base(self, device: Any = None) -> Any:
         """The base alone, in evaluation mode. Its tokenizer is the run's: `load_tokenizer()`."""
-        from inlay.train.base import load_model
+        from inlay.recipe.base import load_model
 
-        return _placed(load_model(self.recipe), device)
+        return placed(load_model(self.recipe), device)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer that was trained with, chat template included. Raises CorruptFileError if it was changed."""
-        from inlay.train.base import load_tokenizer
+        from inlay.recipe.base import load_tokenizer
 
-        saved = self.result
-        for key, found in hashes(self.adapter).items():
-            if saved.get(key) != found:
-                raise CorruptFileError(
-                    f"The tokenizer in '{self.adapter}' is not the one that was trained with ({key} differs): "
-                    "an adapter asked with another template or other tokens answers wrongly. Restore its files."
-                )
+        check_tokenizer(self.adapter, self.result)
         return load_tokenizer(self.recipe, self.adapter)
+
+    # ------------------------------------------------------------------ using
+
+    def asked(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The token ids that the run's model is given for texts, or conversations: in its format, with its template."""
+        from inlay.comparison.questions import questions_of
+
+        return [q.ids for q in questions_of(prompts, self.load_tokenizer(), format=str(self.result["format"]))]
+
+    def compare(
+        self,
+        prompts: Any = None,
+        with_: Sequence[str | Path] = ("base",),
+        references: Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> Comparison:
+        """The base, this run, and other runs side by side: see `inlay.runs.together.compare_sources`."""
+        from inlay.runs.together import compare_sources
+
+        return compare_sources(self.folder, prompts, with_, references, **options)
+
+    def evaluate(self, data: Any = None, metrics: Sequence[str] = (), **options: Any) -> Evaluation:
+        """How good it is on rows, by default on those it held out: see `inlay.runs.together.evaluate_sources`."""
+        from inlay.runs.together import evaluate_sources
+
+        (found,) = evaluate_sources(self.folder, data, metrics, **options).columns.values()
+        return found
+
+    def export(self, to: str, out: str | Path | None = None, **options: Any) -> Export:
+        """The result in a form that other programs read, by default in RUN/FORM: see `inlay.export`."""
+        from inlay.runs.exports import export_source
+
+        return export_source(self.folder, to, out, **options)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -176,6 +242,17 @@ def hashes(folder: Path) -> dict[str, str | None]:
     }
 
 
-def _placed(model: Any, device: Any) -> Any:
+def check_tokenizer(folder: Path, saved: Mapping[str, Any]) -> None:
+    """Raises CorruptFileError unless the folder's tokenizer is the one that its run, `inlay_run.json`, ended with."""
+    for key, found in hashes(folder).items():
+        if saved.get(key) != found:
+            raise CorruptFileError(
+                f"The tokenizer in '{folder}' is not the one that was trained with ({key} differs): "
+                "an adapter asked with another template or other tokens answers wrongly. Restore its files."
+            )
+
+
+def placed(model: Any, device: Any) -> Any:
+    """The model in evaluation mode, on a device. A quantised one stays where it was loaded."""
     model.eval()
-    return model if device is None else model.to(device)
+    return model if device is None or getattr(model, "is_quantized", False) else model.to(device)

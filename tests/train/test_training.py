@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inlay.errors import ConfigError, DataError, MissingFileError, NumericsError, StateError
-from inlay.train.run import train
-from inlay.train.runs import Run
+from inlay.runs.run import Run
+from inlay.train.training import train
 from tests.data.tokenizers import gpt2_like
 from tests.train import tiny
 
@@ -31,10 +31,10 @@ def test_a_run_learns_and_leaves_its_record(tmp_path: Path, method: str) -> None
     assert {"checkpoints", "recipe.yaml", "resolved.yaml", "environment.json", "metrics.jsonl", result} <= names
     losses = [m["loss"] for m in run.metrics() if "loss" in m]
     evaluated = [m["eval_loss"] for m in run.metrics() if "eval_loss" in m]
-    assert [m["step"] for m in run.metrics() if "eval_loss" in m] == [3, 6, 9, 12]
+    assert [m["step"] for m in run.metrics() if "eval_loss" in m] == [0, 3, 6, 9, 12]  # 0: the base
     assert len(losses) == 6 and evaluated[-1] < evaluated[0]
     assert run.result["eval_loss"] == min(evaluated) and run.result["format"] == "alpaca"
-    first = run.metrics()[0]
+    first = next(m for m in run.metrics() if "loss" in m)
     assert first["tokens_per_second"] > 0 and first["memory_bytes"] > 0 and first["epoch"] > 0
     environment = run.environment
     assert environment["data"]["train"]["rows"] == 24 and environment["data"]["eval"]["rows"] == 6
@@ -102,7 +102,7 @@ def test_prompts_are_answered_before_and_after(tmp_path: Path) -> None:
 def test_early_stopping_ends_the_run_with_the_best_adapter(tmp_path: Path) -> None:
     changes = {"data.eval": 0.2, "train.early_stopping": 1, "train.lr": 3.0, "train.epochs": 20}
     run = train(tiny.recipe(tmp_path, **changes, **{"train.scheduler": "constant"}), say=quiet)
-    evaluated = {m["step"]: m["eval_loss"] for m in run.metrics() if "eval_loss" in m}
+    evaluated = {m["step"]: m["eval_loss"] for m in run.metrics() if "eval_loss" in m and m["step"]}
     assert run.result["steps"] == max(evaluated) < 120
     assert evaluated[run.result["step"]] == min(evaluated.values()) and run.result["step"] < run.result["steps"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from inlay.errors import ConfigError, MissingFileError
-from inlay.train.plain import parse_yaml
-from inlay.train.recipe import Recipe, methods
+from inlay.io.plain import parse_yaml
+from inlay.recipe.recipe import Recipe, methods
 
 LEAST = {"model.name": "m", "data.train": "d.jsonl", "out": "runs/x"}
 
@@ -64,7 +64,7 @@ def test_every_registered_method_is_one_of_a_recipe(method: str) -> None:
         ({"epochs": 1}, "epochs is not a key of a recipe. Did you mean 'train.epochs'?"),
         ({"train.learning_rate": 1}, "train.learning_rate is not a key of a recipe. Did you mean 'train.lr'?"),
         ({"train.max_length": 1}, "train.max_length is not a key of a recipe. Did you mean 'data.max_length'?"),
-        ({"data.qqqq": 1}, "data.qqqq is not a key of a recipe. `inlay schema` lists them."),
+        ({"data.qqqq": 1}, "data.qqqq is not a key of a recipe. `inlay schema --text` lists them."),
         ({"train.batch": 0}, "train.batch=0 is not allowed: expected greater than or equal to 1."),
         ({"train.lr": float("nan")}, "train.lr=nan is not allowed: expected a finite number."),
         (
