@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inlay.errors import ConfigError, CorruptFileError, MissingExtraError, NumericsError
+from inlay.errors import (
+    ConfigError,
+    CorruptFileError,
+    EndpointError,
+    MissingExtraError,
+    MissingFileError,
+    NumericsError,
+)
 from inlay.gorilla import EmbeddingRetriever, openai_endpoint, sentence_transformer
 from tests.gorilla.apis import api
 
@@ -203,16 +210,29 @@ def test_an_endpoint(url: str) -> None:
 
 
 def test_an_endpoint_is_not_asked_for_ever(url: str) -> None:
-    import openai
-
     embed = openai_endpoint("ada", base_url=url, api_key="k", attempts=2)
     Endpoint.failures = [500] * 9
-    with pytest.raises(openai.InternalServerError):
+    with pytest.raises(EndpointError, match=r"gave no embeddings of 'ada': Error code: 500"):
         embed(["abc"])
     assert len(Endpoint.bodies) == 2
     Endpoint.failures, Endpoint.bodies[:] = [401] * 9, []
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(EndpointError, match=r"refused the API key \(401\)"):
         embed(["abc"])
     assert len(Endpoint.bodies) == 1
     with pytest.raises(ConfigError, match="attempts=0 is not allowed"):
         openai_endpoint("ada", attempts=0)
+
+
+def test_a_key_is_needed_for_openai_alone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="No API key: set the variable OPENAI_API_KEY"):
+        openai_endpoint("ada")
+    assert len(openai_endpoint("ada", base_url=url)(["abc"])) == 1
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentence_transformers", reason="needs the extra embeddings")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingFileError, match=r"The embedding model '.*/none' cannot be loaded: "):
+        sentence_transformer(tmp_path / "none")

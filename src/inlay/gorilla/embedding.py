@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.errors import ConfigError, CorruptFileError, NumericsError, optional
+from inlay.errors import ConfigError, CorruptFileError, EndpointError, MissingFileError, NumericsError, optional
 from inlay.gorilla.records import Record
 from inlay.gorilla.retriever import Retriever
 
@@ -103,8 +103,18 @@ class EmbeddingRetriever(Retriever):
 
 
 def sentence_transformer(model: str | os.PathLike[str], **arguments: Any) -> Embedding:
-    """The embeddings of a sentence-transformers model, a folder or a name. `arguments` go to `SentenceTransformer`."""
-    loaded = optional("sentence_transformers", "embeddings").SentenceTransformer(os.fspath(model), **arguments)
+    """The embeddings of a sentence-transformers model, a folder or a name. `arguments` go to `SentenceTransformer`.
+
+    Raises MissingFileError if it is neither.
+    """
+    package = optional("sentence_transformers", "embeddings")
+    try:
+        loaded = package.SentenceTransformer(os.fspath(model), **arguments)
+    except OSError as error:
+        raise MissingFileError(
+            f"The embedding model '{model}' cannot be loaded: {str(error).splitlines()[0]} "
+            "It has to be a folder with a sentence-transformers model, or an id on the Hub."
+        ) from error
 
     def embed(texts: list[str]) -> Any:
         return loaded.encode(texts, show_progress_bar=False)
@@ -117,16 +127,26 @@ def openai_endpoint(
 ) -> Embedding:
     """The embeddings of an OpenAI-compatible endpoint; without `base_url` and `api_key`, what `openai` itself takes.
 
-    Rate limits, timeouts and errors of the server are tried again with growing waits, `attempts` times in all; a
-    refused key is raised at once, as `openai` raises it.
+    Rate limits, timeouts and errors of the server are tried again with growing waits, `attempts` times in all. Raises
+    EndpointError then, and at once for a refused key or request; ConfigError without a key for OpenAI itself.
     """
     if not isinstance(attempts, int) or attempts < 1:
         raise ConfigError.of("attempts", attempts, "an integer of at least 1")
     package = optional("openai", "generate")
-    client = package.OpenAI(base_url=base_url, api_key=api_key, max_retries=attempts - 1, timeout=timeout)
+    own = base_url or os.environ.get("OPENAI_BASE_URL")
+    key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if own else None)
+    try:
+        client = package.OpenAI(base_url=base_url, api_key=key, max_retries=attempts - 1, timeout=timeout)
+    except package.OpenAIError as error:
+        raise ConfigError("No API key: set the variable OPENAI_API_KEY or give api_key.", "api_key") from error
 
     def embed(texts: list[str]) -> Any:
-        rows = client.embeddings.create(model=model, input=texts, encoding_format="float").data
+        try:
+            rows = client.embeddings.create(model=model, input=texts, encoding_format="float").data
+        except package.AuthenticationError:  # what it says may quote a part of the key
+            raise EndpointError("The endpoint refused the API key (401). Check OPENAI_API_KEY, or api_key.") from None
+        except package.APIError as error:
+            raise EndpointError(f"The endpoint gave no embeddings of {model!r}: {error}") from error
         return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
 
     return embed

@@ -63,7 +63,12 @@ class Retriever(ABC):
 
     def instruction(self, question: str, k: int = 1) -> str:
         """The question with the documentation of the `k` best records, as training rows have it."""
-        return with_reference(question, [hit.record for hit in self.search([question], k)[0]])
+        return self.instructions([question], k)[0]
+
+    def instructions(self, questions: Sequence[str], k: int = 1) -> list[str]:
+        """`instruction` of each question."""
+        found = zip(questions, self.search(questions, k), strict=True)
+        return [with_reference(question, [hit.record for hit in hits]) for question, hits in found]
 
     def prompt(self, question: str, k: int = 1, template: str = GORILLA) -> str:
         """The model's prompt: `instruction(question, k)` in `template`, by default the one of Gorilla's own models."""

@@ -37,11 +37,8 @@ def oracle(examples: Sequence[Example]) -> list[Row]:
 def retrieved(examples: Sequence[Example], retriever: Retriever, k: int = 1) -> list[Row]:
     """The question with the `k` records that `retriever` finds: the text of `retriever.instruction(question, k)`."""
     answered = [e for _, e in _answered(examples)]
-    found = retriever.search([e.question for e in answered], k)
-    return [
-        _row(with_reference(e.question, [hit.record for hit in hits]), e.answer)
-        for e, hits in zip(answered, found, strict=True)
-    ]
+    shown = retriever.instructions([e.question for e in answered], k)
+    return [_row(instruction, e.answer) for e, instruction in zip(answered, shown, strict=True)]
 
 
 def raft(

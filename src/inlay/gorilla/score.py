@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from inlay.errors import ConfigError, did_you_mean
 from inlay.gorilla.records import Example, Record, Response
@@ -95,6 +96,18 @@ class Report:
     def hallucination(self) -> float:
         """hallucination / all responses."""
         return self.count(HALLUCINATION) / len(self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for files; `verdicts` has each response's."""
+        counts = {outcome: self.count(outcome) for outcome in (CORRECT, WRONG, HALLUCINATION, PASSED)}
+        return {
+            "hub": self.hub,
+            "strict": self.strict,
+            "responses": len(self.verdicts),
+            "accuracy": self.accuracy,
+            "hallucination": self.hallucination,
+            "counts": counts,
+        }
 
     def __str__(self) -> str:
         total = len(self.verdicts)

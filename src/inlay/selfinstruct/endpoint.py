@@ -139,7 +139,8 @@ class Endpoint:
 
     def _judged(self, error: Any) -> Exception:
         """What an answer with an error status means."""
-        status, said = error.status_code, self._said(error)
+        status = error.status_code
+        said = self._said(error).removeprefix(f"Error code: {status} - ")
         code = str(getattr(error, "code", None) or "")
         if status == 401:  # what the server says may quote a part of the key
             return EndpointError("The endpoint refused the API key (401). Check OPENAI_API_KEY, or the api_key given.")

@@ -159,11 +159,13 @@ def ask(
     retry: Retry,
     sleep: Callable[[float], object],
     seed: int,
+    waiting: Callable[[str, float], object] | None = None,
 ) -> Reply:
     """The model's reply to one call.
 
     Where prompt and budget do not fit, the budget shrinks to 80% until it would be below `FLOOR`; then the call is
-    skipped. A busy model is asked again as `retry` says. Raises EndpointError when that is used up, or passes it on.
+    skipped. A busy model is asked again as `retry` says, and `waiting` is told why, and in how many seconds. Raises
+    EndpointError when that is used up, or passes it on.
     """
     rng = random.Random(seed)
     attempt = 0
@@ -187,4 +189,7 @@ def ask(
                     f"{model.name} did not answer in {retry.attempts} attempts; the last one: {busy}. "
                     "Run the same again later: it goes on where it stopped."
                 ) from busy
-            sleep(retry.wait(attempt - 1, busy.after, rng))
+            seconds = retry.wait(attempt - 1, busy.after, rng)
+            if waiting:
+                waiting(str(busy), seconds)
+            sleep(seconds)

@@ -47,6 +47,7 @@ def generate_instructions(
     patience: int = 20,
     seed: int = 42,
     progress: Callable[[Report], object] | None = None,
+    waiting: Callable[[str, float], object] | None = None,
     sleep: Callable[[float], object] | None = None,
 ) -> Report:
     """Ask `model` for tasks until `output` has `count` rows or more; go on where an earlier run at `output` stopped.
@@ -64,7 +65,8 @@ def generate_instructions(
         concurrency: calls at a time; default the model's.
         patience: calls in a row without a row kept, after which the run stops.
         seed: of the prompts, and of local sampling.
-        progress: called with the report after each call.
+        progress: called with the report at the start and after each call.
+        waiting: called with the reason and the seconds before a call is made again; by the threads of the calls.
         sleep: waits before a call is made again; for tests.
 
     Returns the report. Raises ConfigError, DataError and MissingFileError before anything is written; ResumeError and
@@ -102,11 +104,14 @@ def generate_instructions(
         before = len(journal.rows)
 
         def make(call: int, wait: Wait) -> Reply:
-            return ask(asked, run.prompts_of(call), sampling, retry or Retry(), wait, seed * 1_000_003 + call)
+            own = seed * 1_000_003 + call
+            return ask(asked, run.prompts_of(call), sampling, retry or Retry(), wait, own, waiting)
 
         def report(stopped: str = "") -> Report:
             return run.report(path, before, stopped)
 
+        if progress:
+            progress(report())
         with Calls(make, run.keep, at_once, sleep) as calls:
             barren = 0
             while len(journal.rows) < count and barren < patience:
