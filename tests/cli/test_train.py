@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from inlay import cli
-from inlay.cli.train import assignments
+from inlay.cli.recipes import assignments
 from inlay.errors import ConfigError
-from inlay.train.plain import write_yaml
-from inlay.train.runs import Run
+from inlay.io.plain import write_yaml
+from inlay.runs.run import Run
 from tests.train import tiny
 
 SRC = Path(__file__).parents[2] / "src"
@@ -76,7 +76,7 @@ def test_assignments_are_yaml() -> None:
         "out": "a=b",
         "data.eval": None,
     }
-    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+    with pytest.raises(ConfigError, match="expected NAME=VALUE"):
         assignments(["train.lr"])
 
 
@@ -107,3 +107,26 @@ def test_ctrl_c_in_a_terminal_and_the_command_it_prints(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert err.rstrip().endswith(f"inlay train {Path(recipe.out) / 'recipe.yaml'}") and "Traceback" not in err
     assert Run.open(recipe.out).checkpoints()[0] and not Run.open(recipe.out).finished
+
+
+def test_warnings_of_inlay_are_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+    import warnings
+
+    from inlay.errors import InlayWarning
+
+    def command() -> None:
+        """Warns."""
+        warnings.warn("beware", InlayWarning, 1)
+        warnings.warn("foreign", RuntimeWarning, 1)
+
+    monkeypatch.setitem(sys.modules, "warns", types.SimpleNamespace(command=command))
+    monkeypatch.setitem(cli.COMMANDS, "warns", "warns:command")
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda m, c, f, n, *rest: sys.stderr.write(warnings.formatwarning(m, c, f, n))
+        assert run("warns")[0] == 0
+    ours, foreign, *_ = capsys.readouterr().err.splitlines()
+    assert ours == "WARNING: beware" and foreign.endswith("RuntimeWarning: foreign")
+    assert warnings.formatwarning is before

@@ -9,16 +9,31 @@ An error of Inlay ends as its message on stderr: exit code 2 for a wrong setting
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from inlay.errors import ConfigError, InlayError, MissingExtraError, did_you_mean
+from inlay.errors import ConfigError, InlayError, InlayWarning, MissingExtraError, did_you_mean
 
 # command -> "module:function" (or a typer.Typer, for a command with commands); shown in this order
 COMMANDS = {
+    "check": "inlay.cli.check:command",
     "train": "inlay.cli.train:command",
+    "runs": "inlay.cli.runs:command",
+    "compare": "inlay.cli.compare:command",
+    "chat": "inlay.cli.chat:command",
+    "eval": "inlay.cli.eval:command",
+    "export": "inlay.cli.export:command",
+    "inspect": "inlay.cli.inspect:command",
+    "convert": "inlay.cli.convert:command",
+    "generate-instructions": "inlay.cli.generate:command",
+    "gorilla": "inlay.cli.gorilla:command",
+    "schema": "inlay.cli.schema:command",
+    "doctor": "inlay.cli.doctor:command",
 }
 
 
@@ -83,9 +98,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"inlay {sys.modules['inlay'].__version__}")
         raise SystemExit(0)
     try:
-        __getattr__("app")(args, prog_name="inlay")
+        with _plain_warnings():
+            __getattr__("app")(args, prog_name="inlay")
     except InlayError as error:
         if args != given:
             raise
-        print(f"inlay: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+        wrong, process = isinstance(error, ConfigError), os.environ.get("RANK", "0")
+        if process == "0" or not wrong:  # a wrong setting is wrong in all processes, and said by one
+            print(f"inlay: {error}" if process == "0" else f"inlay (process {process}): {error}", file=sys.stderr)
+        raise SystemExit(2 if wrong else 1) from None
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of Inlay are a line on stderr, without the code that they come from."""
+    usual = warnings.formatwarning
+
+    def line(message: Warning | str, category: type[Warning], *where: Any) -> str:
+        return f"WARNING: {message}\n" if issubclass(category, InlayWarning) else usual(message, category, *where)
+
+    warnings.formatwarning = line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
