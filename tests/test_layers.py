@@ -16,7 +16,7 @@ FILES = sorted((SRC / "inlay").rglob("*.py"))
 
 # part of the package -> how high it stands; a part imports from lower ones and from itself
 LEVELS = [
-    {"errors", "checks", "types"},
+    {"errors", "checks", "types", "readable"},
     {"config"},
     {"registry"},
     {"core"},

@@ -90,7 +90,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_machine() -> None:
     assert found(machine.system)["python"].value.startswith(".".join(map(str, sys.version_info[:3])))
     lines = found(machine.memory)
-    assert lines["memory"].value.count("GB") == 2 and "GB free" in lines["disk"].value
+    assert lines["memory"].value.count("iB") == 2 and "iB free" in lines["disk"].value
     devices = found(machine.devices)
     assert importlib.metadata.version("torch").split("+")[0] in devices["torch"].value and len(devices) >= 2
 
@@ -104,7 +104,7 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_memory_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_memory", lambda: (8e9, 1e9))
     finding = found(machine.memory)["memory"]
-    assert finding.state == NOTE and finding.value == "1.0 GB free of 8.0 GB"
+    assert finding.state == NOTE and finding.value == "953.7 MiB free of 7.5 GiB"
 
 
 def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     lines = found(machine.devices)
-    assert lines["cuda:1"].value == "H200, 1.0 GB free of 141.0 GB, compute capability 9.0, bfloat16"
+    assert lines["cuda:1"].value == "H200, 953.7 MiB free of 131.3 GiB, compute capability 9.0, bfloat16"
 
 
 def test_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

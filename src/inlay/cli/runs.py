@@ -44,7 +44,7 @@ def command(
 def _table(runs: list[Listed]) -> Any:
     from rich.table import Table
 
-    from inlay.runs.readable import count, loss, size
+    from inlay.readable import count, loss, size
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold", min_width=12)
@@ -67,7 +67,7 @@ def _detail(details: Details) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    from inlay.runs.readable import size
+    from inlay.readable import size
 
     run, found = details.run, details.verdict
     facts = Table.grid(padding=(0, 2, 0, 0))

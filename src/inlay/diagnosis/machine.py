@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.diagnosis.finding import BROKEN, NOTE, OK, Finding
+from inlay.readable import size
 
 _OLDEST = (3, 10)
 _LITTLE = 2e9  # bytes of memory or disk that are worth a word
@@ -32,10 +33,10 @@ def memory() -> Iterator[Finding]:
     """Memory, and room on the disk of the present folder."""
     total, free = _memory()
     state = NOTE if free < _LITTLE else OK
-    yield Finding("machine", "memory", f"{_gb(free)} free of {_gb(total)}", state)
+    yield Finding("machine", "memory", f"{size(free)} free of {size(total)}", state)
     disk = shutil.disk_usage(".")
     state = NOTE if disk.free < _LITTLE else OK
-    yield Finding("machine", "disk", f"{_gb(disk.free)} free of {_gb(disk.total)} at {Path.cwd()}", state)
+    yield Finding("machine", "disk", f"{size(disk.free)} free of {size(disk.total)} at {Path.cwd()}", state)
 
 
 def devices() -> Iterator[Finding]:
@@ -67,7 +68,7 @@ def hub() -> Iterator[Finding]:
     count = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     there = next(p for p in (cache, *cache.parents) if p.exists())
     state, fix = (OK, "") if os.access(there, os.W_OK) else (NOTE, "set HF_HOME to a folder that can be written to")
-    about = f"{count} models, {_gb(shutil.disk_usage(there).free)} free"
+    about = f"{count} models, {size(shutil.disk_usage(there).free)} free"
     yield Finding("hub", "cache", f"{cache} ({about})", state, fix)
     on = [name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON")]
     yield Finding("hub", "network", f"off, by {', '.join(on)}" if on else "may be used to fetch models and data")
@@ -78,7 +79,7 @@ def _gpu(torch: Any, i: int) -> Finding:
     free, total = torch.cuda.mem_get_info(i)
     wide = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
     capability = f"compute capability {about.major}.{about.minor}"
-    return Finding("devices", f"cuda:{i}", f"{about.name}, {_gb(free)} free of {_gb(total)}, {capability}, {wide}")
+    return Finding("devices", f"cuda:{i}", f"{about.name}, {size(free)} free of {size(total)}, {capability}, {wide}")
 
 
 def _memory() -> tuple[float, float]:
@@ -91,7 +92,3 @@ def _memory() -> tuple[float, float]:
     psutil = importlib.import_module("psutil")
     found = psutil.virtual_memory()
     return found.total, found.available
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay import readable
 from inlay.core.targets import layer_index
 
 _SHOWN = 3  # layers with the largest and the smallest norm, and faults of one kind
@@ -97,7 +97,7 @@ class Inspection:
             ("task", self.task or ""),
             ("base", self._base()),
             ("written by", self.written_by + (", checksums hold" if self.verified else "")),
-            ("files", ", ".join(f"{name} {size_text(size)}" for name, size in self.files.items())),
+            ("files", ", ".join(f"{name} {readable.size(size)}" for name, size in self.files.items())),
             ("tensors", f"{self.tensors}, {_counted(self.dtypes)}; {self.parameters:,} parameters"),
             ("settings", ", ".join(f"{name}={value}" for name, value in self.settings.items())),
             ("targets", ", ".join(f"{name} x {count}" for name, count in self.targets.items())),
@@ -152,12 +152,6 @@ def some(items: Iterable[object]) -> str:
     listed = list(items)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return ", ".join(map(str, listed[:_SHOWN])) + more
-
-
-def size_text(size: float) -> str:
-    """Bytes, in the unit that suits them."""
-    power = min(int(math.log10(max(size, 1))) // 3, 4)
-    return f"{size:.0f} B" if not power else f"{size / 1000**power:.1f} {['kB', 'MB', 'GB', 'TB'][power - 1]}"
 
 
 def _counted(dtypes: Mapping[str, int]) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 from inlay.data import Prepared, Report, Shown, preview
 from inlay.errors import InlayError, ResumeError
 from inlay.preflight.estimates import ROOM, Duration, Estimates, Parameters, Room
+from inlay.readable import size
 from inlay.recipe.findings import Findings, findings
 from inlay.recipe.recipe import Recipe
 from inlay.recipe.rows import load_rows
 from inlay.recipe.sections import Parallel
-from inlay.runs.readable import size
 from inlay.runs.run import Run
 from inlay.train.trackers import check_trackers
 from inlay.train.training import check_folder

@@ -8,8 +8,8 @@ from inlay.data import Shown
 from inlay.data.report import numbers
 from inlay.errors import optional
 from inlay.preflight.check import Check, Row
+from inlay.readable import count, duration, share, size
 from inlay.recipe.recipe import FULL
-from inlay.runs.readable import count, duration, share, size
 
 optional("rich", "cli")
 from rich.console import Console  # noqa: E402

@@ -130,8 +130,12 @@ class Recipe(Section):
         return self.train.lr if self.train.lr is not None else RATES.get(self.adapter.method, RATE)
 
     def resolved(self) -> dict[str, Any]:
-        """Every key with its value."""
+        """Every key with its value; files and folders by their whole path, so that a run is found from anywhere."""
         values = self.model_dump(mode="json")
+        for section, key in _PLACES:
+            name = values[section][key]
+            if isinstance(name, str) and Path(name).exists():
+                values[section][key] = str(Path(name).absolute())
         values["train"] |= {"lr": self.learning_rate, "eval_every": self.train.eval_every or self.train.save_every}
         if self.data.eval is None:
             values["train"]["eval_every"] = None
@@ -144,6 +148,8 @@ class Recipe(Section):
         return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
 
 
+# keys that may be a file or a folder
+_PLACES = (("model", "name"), ("data", "train"), ("data", "eval"), ("parallel", "deepspeed"))
 # keys that make no difference to the adapter
 _INCIDENTAL = ("watch.", "report.", "out", "train.keep", "train.log_every")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import InlayError, MissingFileError
+from inlay.readable import place
 from inlay.runs.history import History
 from inlay.runs.report.commands import commands
 from inlay.runs.report.verdict import Verdict, verdict
@@ -115,8 +116,8 @@ def _read(run: Run) -> Listed:
         when=history.last_time or run.folder.stat().st_mtime,
         size=_size(run.folder),
         method=recipe.adapter.method,
-        base=recipe.model.name,
-        data=recipe.data.train,
+        base=place(recipe.model.name),
+        data=place(recipe.data.train),
         step=history.step,
         steps=environment.get("steps"),
         loss=losses[-1][1] if losses else None,

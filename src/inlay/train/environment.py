@@ -46,7 +46,7 @@ def environment_of(recipe: Recipe, rows: Any, held_out: Any, *, processes: int, 
         "began": time.time(),
         "data": {"train": described(rows), "eval": None if held_out is None else described(held_out)},
         "base": {
-            "name": recipe.model.name,
+            "name": recipe.resolved()["model"]["name"],
             "commit": getattr(config, "_commit_hash", None),
             "class": (config.architectures or [None])[0],
             "model_type": config.model_type,

@@ -14,8 +14,8 @@ from html import escape
 from typing import Any
 
 from inlay.errors import optional
+from inlay.readable import loss
 from inlay.runs.history import History, Point
-from inlay.runs.readable import loss
 
 # what is drawn in, and what it becomes: matplotlib knows no CSS
 _INK, _FAINT, _LINE, _TRAIN, _HELD = "#010101", "#020202", "#030303", "#040404", "#050505"

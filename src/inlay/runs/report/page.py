@@ -10,6 +10,7 @@ from typing import Any
 from inlay.comparison import Answer, Comparison, Row
 from inlay.comparison.page import document, fragment
 from inlay.io.disk import replace_file
+from inlay.readable import place
 from inlay.runs.history import History
 from inlay.runs.report import parts
 from inlay.runs.report.charts import charts
@@ -52,7 +53,7 @@ def page(run: Run) -> str:
 
 def _facts(run: Run, environment: dict[str, Any]) -> str:
     recipe = run.recipe
-    facts = [recipe.adapter.method, f"on {recipe.model.name}", f"with {recipe.data.train}"]
+    facts = [recipe.adapter.method, f"on {place(recipe.model.name)}", f"with {place(recipe.data.train)}"]
     if began := environment.get("began"):
         at = datetime.datetime.fromtimestamp(began, datetime.timezone.utc)
         facts.append(f"{at:%Y-%m-%d %H:%M} UTC")

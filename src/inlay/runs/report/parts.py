@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from inlay.readable import count, duration, loss, share, size
 from inlay.runs.history import History, Point
-from inlay.runs.readable import count, duration, loss, share, size
 from inlay.runs.run import RESOLVED, Run
 
 _MOST = 14  # evaluations that are shown

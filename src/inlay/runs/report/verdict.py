@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from inlay.readable import loss
 from inlay.runs.history import History, Point
-from inlay.runs.readable import loss
 
 Kind = Literal["learned", "overfits", "diverged", "not learning", "no evaluation", "no numbers"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def count(n: int) -> str:
     """`25,288`"""
@@ -40,3 +42,8 @@ def share(part: float, whole: float) -> str:
         return "-"
     percent = 100 * part / whole
     return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.3g} %" if percent < 10 else f"{percent:.1f} %"
+
+
+def place(name: str) -> str:
+    """A file or folder by its last name; anything else, such as an id on the Hub, as it is."""
+    return Path(name).name if Path(name).is_absolute() else name

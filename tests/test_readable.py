@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inlay.runs.readable import count, duration, loss, share, size
+from inlay.readable import count, duration, loss, share, size
 
 
 @pytest.mark.parametrize(
