@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"inlay {sys.modules['inlay'].__version__}")
         raise SystemExit(0)
     try:
-        with _plain_warnings():
+        with _plain_warnings(), _quiet() if args == given else contextlib.nullcontext():
             __getattr__("app")(args, prog_name="inlay")
     except InlayError as error:
         if args != given:
@@ -122,3 +123,23 @@ def _plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = usual
+
+
+# packages that say, where they are imported, which of their parts this machine does without
+_TALKERS = ("bitsandbytes", "torch.utils._pytree", "torchao", "transformers")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Other packages' remarks are kept off the screen, and their bars where there is none; errors are not."""
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKERS}
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)

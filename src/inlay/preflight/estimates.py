@@ -128,7 +128,7 @@ class Estimates:
     def __init__(self, recipe: Recipe, rows: Any, tokenizer: Any, config: Any = None):
         self.recipe, self._config = recipe, config
         self.items = items(recipe, rows) if rows is not None else []
-        self.lengths = _lengths(self.items)
+        self.lengths: list[int] = getattr(self.items, "lengths", [])
         self._collate: Any = FlatCollator() if recipe.data.packing else tokenizer and Collator.of(tokenizer)
         self._order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
         self._steps: dict[int, tuple[Memory, int]] = {}
@@ -163,7 +163,7 @@ class Estimates:
     def room(self) -> Room:
         """What a step takes and what would fit."""
         device = self.arguments.device
-        batch, free = self.recipe.train.batch, free_memory(device)
+        batch, free = self.recipe.per_pass, free_memory(device)
         memory, largest = self.step(batch)[0], self._largest(ROOM * free)
         remedy = None if largest else self._remedy(ROOM * free)
         return Room(memory, batch, max(self.lengths), name_of(device), free, largest, remedy)
@@ -182,6 +182,8 @@ class Estimates:
 
     def _largest(self, room: float) -> int:
         """By steps of the batch sizes around it: memory grows with the batch, and not slower than before."""
+        if self.recipe.data.packing:  # packs go one by one
+            return int(self._total(1) <= room)
         own = size = _power(self.recipe.train.batch)
         while size and self._total(size) > room:
             size //= 2
@@ -236,7 +238,7 @@ class Estimates:
         """From the FLOPs of a step and the rate of a matrix product."""
         dtype = self._product_dtype()
         rate = product_rate(self.arguments.device, dtype)
-        batch = self.recipe.train.batch
+        batch = self.recipe.per_pass
         tokens = self._tokens()
         flops = self.step(batch)[1] / (batch * max(self.lengths)) * tokens
         kind, device = str(dtype).removeprefix("torch."), name_of(self.arguments.device)
@@ -259,15 +261,14 @@ class Estimates:
 
     @cached_property
     def _epoch(self) -> int:
-        batch = 1 if self.recipe.data.packing else self.recipe.train.batch  # packs are not padded
-        return padded_tokens(self.lengths, batch, self.recipe.train.seed)
+        return padded_tokens(self.lengths, self.recipe.per_pass, self.recipe.train.seed)
 
     def _tokens(self) -> int:
         how = self.recipe.train
         if how.max_steps is None:
             return round(self._epoch * how.epochs)
-        batches = max(1, math.ceil(len(self.items) / how.batch))
-        return round(self._epoch / batches * how.accumulation * how.max_steps)
+        batches = max(1, math.ceil(len(self.items) / self.recipe.per_pass))
+        return round(self._epoch / batches * self.recipe.passes * how.max_steps)
 
     def _product_dtype(self) -> torch.dtype:
         if self.arguments.bf16 or (self.recipe.model.quantize != "none" and self.arguments.device.type == "cuda"):
@@ -301,11 +302,3 @@ def padded_tokens(lengths: Sequence[int], batch: int, seed: int) -> int:
     random.Random(seed).shuffle(order)
     batches = (order[at : at + batch] for at in range(0, len(order), batch))
     return sum(max(b) * len(b) for b in batches)
-
-
-def _lengths(rows: Any) -> list[int]:
-    if not rows:
-        return []
-    packs = getattr(rows, "packs", None)
-    lengths: list[int] = rows.lengths if packs is None else rows.prepared.lengths
-    return lengths if packs is None else [sum(lengths[i] for i in pack) for pack in packs]

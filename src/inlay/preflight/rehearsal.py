@@ -152,7 +152,7 @@ class Rehearsal:
             for p in own:
                 p.grad = torch.zeros_like(p)
             states = _known(cls, own, options, self.arguments.device.type == "cuda")
-            if self.recipe.train.accumulation == 1:
+            if self.recipe.passes == 1:
                 for p in own:
                     p.grad = None
         return states

@@ -129,6 +129,17 @@ class Recipe(Section):
         """`train.lr`, or the method's."""
         return self.train.lr if self.train.lr is not None else RATES.get(self.adapter.method, RATE)
 
+    @property
+    def per_pass(self) -> int:
+        """Rows of a device and forward pass. Packs go one by one: several would be one sequence, with a mask of its
+        square, or need one that layers with a window of their own do not read."""
+        return 1 if self.data.packing else self.train.batch
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a device and optimizer step: as many rows, or packs, as `batch * accumulation` are."""
+        return self.train.batch * self.train.accumulation // self.per_pass
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value; files and folders by their whole path, so that a run is found from anywhere."""
         values = self.model_dump(mode="json")

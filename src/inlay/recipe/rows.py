@@ -52,7 +52,7 @@ def steps_of(recipe: Recipe, count: int, arguments: Any) -> int:
     """The number of optimizer steps, for so many items."""
     how = recipe.train
     batches = math.ceil(count / (arguments.train_batch_size * arguments.world_size))
-    return how.max_steps or math.ceil(how.epochs * math.ceil(batches / how.accumulation))
+    return how.max_steps or math.ceil(how.epochs * math.ceil(batches / recipe.passes))
 
 
 def described(part: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from inlay.train.parallel import sharding_arguments
 
 _DEVICE = "ACCELERATE_TORCH_DEVICE"  # the device that accelerate is told to take
 
+# gradient checkpointing, which transformers 5.23 renamed
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+_CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in _NAMES)
+
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """Those of a recipe, with checkpoints in `folder`. Raises ConfigError for what this machine or launcher cannot."""
@@ -28,9 +33,9 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         num_train_epochs=how.epochs,
         max_steps=how.max_steps or -1,
         learning_rate=recipe.learning_rate,
-        per_device_train_batch_size=how.batch,
-        per_device_eval_batch_size=how.batch,
-        gradient_accumulation_steps=how.accumulation,
+        per_device_train_batch_size=recipe.per_pass,
+        per_device_eval_batch_size=recipe.per_pass,
+        gradient_accumulation_steps=recipe.passes,
         lr_scheduler_type=how.scheduler,
         warmup_steps=how.warmup,
         weight_decay=how.weight_decay,
@@ -40,7 +45,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         data_seed=how.seed,
         **_precision(recipe, on_gpu),
         **sharding_arguments(recipe),
-        **({"gradient_checkpointing": True} if how.gradient_checkpointing else {}),
+        **({_CHECKPOINTING: True} if how.gradient_checkpointing else {}),
         **({"train_sampling_strategy": "group_by_length"} if how.group_by_length else {}),
         logging_steps=how.log_every,
         logging_nan_inf_filter=False,

@@ -84,11 +84,10 @@ def check_layers(recipe: Recipe, model: Any) -> None:
 
 def effective(recipe: Recipe, processes: int, steps: int) -> str:
     """`effective batch 32 = 4 rows x 4 passes x 2 processes, 310 steps`."""
-    how = recipe.train
     what = "packs" if recipe.data.packing else "rows"
     shares = f" x {processes} processes" if processes > 1 else ""
-    whole = how.batch * how.accumulation * processes
-    return f"effective batch {whole} = {how.batch} {what} x {how.accumulation} passes{shares}, {steps} steps"
+    whole = recipe.per_pass * recipe.passes * processes
+    return f"effective batch {whole} = {recipe.per_pass} {what} x {recipe.passes} passes{shares}, {steps} steps"
 
 
 def several() -> bool:
