@@ -1,9 +1,18 @@
 """Training from a recipe: one file says everything, one folder keeps everything.
 
-    recipe = Recipe.load("recipe.yaml")        # inlay.recipe.recipe: checked here, once
-    run = train(recipe)                        # inlay.train.training: resumes by itself, exactly
-    model, tokenizer = run.load()              # inlay.runs.run: what remains of a run
-    run.compare(["..."]); run.evaluate()       # inlay.runs.together: runs, adapters, models, over one base
+    from inlay.train import Recipe, train
 
-`docs/train.md` has the keys.
+    run = train(Recipe.load("recipe.yaml"))    # goes on where it was stopped, exactly
+    model, tokenizer = run.load()
+    run.compare(["..."]); run.evaluate(); run.export("merged")
+
+`docs/train.md` has the keys. What a recipe is lies in `inlay.recipe`, what remains of a run in `inlay.runs`.
 """
+
+from __future__ import annotations
+
+from inlay.recipe.recipe import Recipe
+from inlay.runs.run import Run
+from inlay.train.training import train
+
+__all__ = ["Recipe", "Run", "train"]
