@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from inlay import cli
 from inlay.comparison import Decoding
 from inlay.comparison.text import safe
 from inlay.runs.talk import talks
+from tests.cli.line import exit_code
 from tests.runs import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -34,9 +34,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chat(monkeypatch: pytest.MonkeyPatch, lines: str, *args: str) -> int:
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["chat", *args, "--max-new-tokens", "6"])
-    return int(caught.value.code or 0)
+    return exit_code("chat", *args, "--max-new-tokens", "6")
 
 
 def test_a_pipe_is_answered_line_by_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from inlay import cli
+from tests.cli.line import command
 from tests.train import tiny
 
 SRC = Path(__file__).parents[2] / "src"
 
 
-def run(*args: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["check", *args])
-    return caught.value.code if isinstance(caught.value.code, int) else 0
+run = command("check")
 
 
 def test_flags_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

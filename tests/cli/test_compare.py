@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from inlay import cli
 from inlay.comparison import Decoding
 from inlay.runs.run import Run
+from tests.cli.line import command
 from tests.runs import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -25,10 +25,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-def run(*args: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["compare", *args])
-    return int(caught.value.code or 0)
+run = command("compare")
 
 
 def test_text_to_stdout_and_what_happens_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inlay import cli
 from inlay.runs.run import Run
+from tests.cli.line import command
 from tests.runs import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -24,10 +24,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-def run(*args: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["eval", *args])
-    return int(caught.value.code or 0)
+run = command("eval")
 
 
 def test_a_run_on_the_rows_that_it_held_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inlay import cli
 from inlay.runs.run import Run
 from inlay.train.training import train
+from tests.cli.line import command
 from tests.train import tiny
 
 SRC = Path(__file__).parents[2] / "src"
@@ -23,11 +23,7 @@ SRC = Path(__file__).parents[2] / "src"
 def quiet(line: str) -> None: ...
 
 
-def run(*args: object) -> int:
-    """Exit code of `inlay export`."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["export", *map(str, args)])
-    return int(caught.value.code or 0)
+run = command("export")
 
 
 @pytest.fixture(scope="module")

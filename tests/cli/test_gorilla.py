@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from inlay import cli
 from inlay.data import prepare
 from inlay.gorilla import Example, read_apis, read_examples, retrieved
 from inlay.gorilla.retriever import BM25Retriever
+from tests.cli.line import command
 from tests.data.tokenizers import gpt2_like
 from tests.gorilla.apis import DATA, api, example, needs_data, write
 
@@ -31,10 +31,7 @@ ASKED = [
 ]
 
 
-def run(*args: Any) -> int:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["gorilla", *map(str, args)])
-    return int(caught.value.code or 0)
+run = command("gorilla")
 
 
 def row(made: Example) -> dict[str, Any]:

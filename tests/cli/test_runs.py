@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from inlay import cli
+from tests.cli.line import command
 from tests.runs.report.test_page import LINES, made
 
-
-def run(*args: str | Path) -> int:
-    """Exit code of `inlay runs`."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["runs", *map(str, args)])
-    code = caught.value.code
-    return code if isinstance(code, int) else 0
+run = command("runs")
 
 
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
