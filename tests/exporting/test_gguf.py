@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inlay import LoraConfig, export, get_peft_model
-from inlay.errors import ConfigError, MissingExtraError, NumericsError
+from inlay.errors import ConfigError, MissingExtraError, NumericsError, StateError
 from inlay.exporting.gguf import architectures, form
 from inlay.exporting.gguf.splits import SPLITS, cutting, split_of
 from inlay.exporting.gguf.vocabulary import Vocabulary
@@ -497,3 +497,18 @@ def test_the_metadata_of_smollm2_are_those_of_its_own_file(tmp_path: Path) -> No
 def test_texts_hold_what_differs_between_tokenizers() -> None:
     joined = "".join(form.TEXTS)
     assert any(c.isdigit() for c in joined) and "\n\n" in joined and "你" in joined and "😀" in joined
+
+
+def test_a_file_that_transformers_cannot_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    from inlay.hf.gguf import load_gguf_tokenizer
+
+    def older(*args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("no attribute 'bos_token_id'")  # 5.17's, of a tokenizer without such a token
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", older)
+    with pytest.raises(
+        StateError, match=r"cannot read 'm.gguf' back \(AttributeError: no .*\), so it cannot be verified"
+    ):
+        load_gguf_tokenizer(tmp_path / "m.gguf")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from inlay.errors import StateError
 
 # fields that decide what a model computes, and that transformers does not read from a file (5.23)
 _NOT_READ = (
@@ -23,10 +26,12 @@ def load_gguf(path: Path, like: Any) -> Any:
 
     Args:
         like: that config.
+
+    Raises StateError if this transformers cannot read the file.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config = _read(AutoConfig.from_pretrained, path)
     for name in _NOT_READ:
         if hasattr(config, name) and hasattr(like, name):
             setattr(config, name, getattr(like, name))
@@ -34,15 +39,25 @@ def load_gguf(path: Path, like: Any) -> Any:
     if rope and told:  # of these it reads theta only
         theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope and "rope_theta" in told else {}
         config.rope_parameters = {**told, **theta}
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
-    return loaded.eval()
+    return _read(AutoModelForCausalLM.from_pretrained, path, config=config, dtype=torch.float32).eval()
 
 
 def load_gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer in a file."""
+    """The tokenizer in a file. Raises StateError if this transformers cannot read it."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return _read(AutoTokenizer.from_pretrained, path)
+
+
+def _read(load: Callable[..., Any], path: Path, **options: Any) -> Any:
+    try:
+        return load(path.parent, gguf_file=path.name, **options)
+    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise StateError(
+            f"transformers {version('transformers')} cannot read '{path.name}' back ({why}), so it cannot be verified. "
+            "Take a later transformers, or leave the check out (--no-verify, verify=False)."
+        ) from error
 
 
 def recut(tokenizer: Any, how: Mapping[str, Any]) -> None:

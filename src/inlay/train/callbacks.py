@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -60,7 +60,8 @@ class Finite(TrainerCallback):  # type: ignore[misc]
         """Raises NumericsError, in all processes. One number is read off the device."""
         seen: list[tuple[Any, Any]] = self.trainer.seen
         total = sum(loss.float() for loss, _ in seen)
-        total = total + sum(n.to(total.device) for n in _norms(p.grad for p in model.parameters()))
+        if not args.fp16:  # else gradients are scaled until some overflow, and the scaler leaves out such a step
+            total = total + _norm(p.grad for p in model.parameters()).to(total.device)
         if self.trainer.is_deepspeed_enabled:  # which keeps gradients, and has made the step
             engine = self.trainer.accelerator.deepspeed_engine_wrapped.engine
             total = total + float(engine.get_global_grad_norm() or 0.0)
@@ -82,10 +83,9 @@ class Finite(TrainerCallback):  # type: ignore[misc]
         )
 
 
-def _norms(grads: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Those of the parts that this process has: of FSDP2's DTensors, the local ones."""
-    parts: Iterator[Any] = (g.to_local() if hasattr(g, "to_local") else g for g in grads if g is not None)
-    return [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+def _norm(grads: Iterable[torch.Tensor | None]) -> torch.Tensor:
+    """Of all the parts that this process has: of FSDP2's DTensors, the local ones."""
+    return torch.nn.utils.get_total_norm(g.to_local() if hasattr(g, "to_local") else g for g in grads if g is not None)
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]
