@@ -106,7 +106,8 @@ def _of_source(file: Path) -> list[str]:
 
 
 def _look(wanted: Wanted) -> Finding:
-    extra = TRAINS if wanted.essential else next(iter(wanted.extras), "")
+    own = wanted.name if wanted.name in wanted.extras else next(iter(wanted.extras), "")
+    extra = TRAINS if wanted.essential else own
     install = f"pip install 'inlay[{extra}]'"
     brings = f", for {', '.join(wanted.extras)}" if wanted.extras and not wanted.essential else ""
     bad = BROKEN if wanted.essential else NOTE

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from inlay.errors import NumericsError
 from inlay.io import plain
+from inlay.readable import duration, size
 from inlay.runs.history import History
 from inlay.runs.run import CHECKPOINTS, METRICS, Run, seal
 from inlay.train.order import ByLength
@@ -89,9 +90,14 @@ def _norm(grads: Iterable[torch.Tensor | None]) -> torch.Tensor:
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]
-    """Writes metrics.jsonl, and seals every checkpoint once it is whole."""
+    """Writes metrics.jsonl, and seals every checkpoint once it is whole.
+
+    Attributes:
+        speed: tokens a second, padding included, since the log before; None if it is not known.
+    """
 
     def __init__(self, run: Run):
+        self.speed: float | None = None
         self.run, self._before = run, (time.monotonic(), 0)
         self._began, self._session = time.monotonic(), 1
 
@@ -118,7 +124,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
         line = {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **(logs or {})}
         line |= {"seconds": now - self._began, "session": self._session}
         if tokens > self._before[1] and "loss" in line:
-            line["tokens_per_second"] = (tokens - self._before[1]) / max(now - self._before[0], 1e-9)
+            self.speed = line["tokens_per_second"] = (tokens - self._before[1]) / max(now - self._before[0], 1e-9)
             self._before = now, tokens
         line["memory_bytes"] = memory()
         plain.append_line(self.run.folder / METRICS, {k: _number(v) for k, v in line.items()})
@@ -177,8 +183,8 @@ class Interrupt(TrainerCallback, AbstractContextManager["Interrupt"]):  # type: 
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar with loss, tokens a second, time left and memory on a terminal; else a line for every log."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say, self._bar, self._task = say, None, None
+    def __init__(self, say: Callable[[str], None], journal: Journal):
+        self._say, self._journal, self._bar, self._task = say, journal, None, None
         self._began, self._from = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -213,12 +219,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         shown = [f"{k} {logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in (logs or {})]
         if not shown:
             return
-        shown.append(f"{memory() / 2**30:.1f} GiB")
+        if self._journal.speed is not None:
+            shown.append(f"{self._journal.speed:,.0f} tokens/s")
+        shown.append(size(memory()))
         if self._bar is not None:
             self._bar.update(self._task, numbers="  ".join(shown))
         else:
             if steps:
-                shown.append(f"{seconds / steps * (state.max_steps - state.global_step):.0f} s left")
+                shown.append(f"{duration(seconds / steps * (state.max_steps - state.global_step))} left")
             self._say(f"step {state.global_step}/{state.max_steps}  {'  '.join(shown)}")
 
     def close(self) -> None:

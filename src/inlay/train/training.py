@@ -226,10 +226,11 @@ class _Training:
         from inlay.train.numbered import Numbered, WithRows
 
         collate: Any = FlatCollator() if self.recipe.data.packing else Collator.of(tokenizer)
-        self.interrupt, self.progress = Interrupt(self.say), Progress(self.say)
+        journal = Journal(self.run)
+        self.interrupt, self.progress = Interrupt(self.say), Progress(self.say, journal)
         finite = Finite(self.run, rows.report.source)
         before = AtFirst(lambda model: self.before(model, tokenizer, rows.report.format))
-        callbacks: list[Any] = [before, finite, self.interrupt, Journal(self.run), self.progress]
+        callbacks: list[Any] = [before, finite, self.interrupt, journal, self.progress]
         if self.recipe.adapter.method != FULL:
             callbacks.append(AdapterSchedule())
         if self.recipe.train.early_stopping is not None:
