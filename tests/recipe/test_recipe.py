@@ -9,7 +9,7 @@ import pytest
 
 from inlay.errors import ConfigError, MissingFileError
 from inlay.io.plain import parse_yaml
-from inlay.recipe.recipe import Recipe, methods
+from inlay.recipe.recipe import Recipe, flat, methods
 
 LEAST = {"model.name": "m", "data.train": "d.jsonl", "out": "runs/x"}
 
@@ -143,3 +143,13 @@ def test_changes_that_make_no_difference_are_none() -> None:
         "adapter.r: 16 -> 4",
         "train.lr: 0.0002 -> 0.001",
     ]
+
+
+def test_the_page_has_every_key_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    block = text[text.index("    model:\n") : text.index("    out: runs/mine\n")]
+    shown = dict(flat(parse_yaml(block, "docs/train.md")))
+    made = Recipe.make({"model.name": "m", "data.train": "d", "out": "o"}).model_dump(mode="json")
+    for key, default in flat(made):
+        if key not in ("model.name", "data.train", "data.eval", "out") and not key.startswith("adapter."):
+            assert key in shown and shown[key] == default, key
