@@ -24,16 +24,16 @@ _PACKAGES = (
 )
 
 
-def environment_of(recipe: Recipe, rows: Any, held_out: Any, *, processes: int, sharded: str | None) -> dict[str, Any]:
-    """All of it, as it is now. The rows are as `load_rows` gives them."""
+def environment_of(
+    recipe: Recipe, config: Any, rows: Any, held_out: Any, *, processes: int, sharded: str | None
+) -> dict[str, Any]:
+    """All of it, as it is now. The config is the base's, the rows are as `load_rows` gives them."""
     import torch
 
     from inlay.io.save import version
-    from inlay.recipe.base import load_config
     from inlay.recipe.rows import described
 
     cuda = torch.cuda.is_available() and recipe.train.device == "auto"
-    config = load_config(recipe)
     return {
         "inlay": version(),
         "python": platform.python_version(),

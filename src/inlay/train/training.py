@@ -121,11 +121,12 @@ class _Training:
             torch.distributed.barrier()  # all have looked at the folder before one writes to it
         tokenizer = load_tokenizer(recipe)
         rows, held_out = load_rows(recipe, tokenizer)
-        found = findings(recipe, tokenizer, rows, held_out, load_config(recipe))
+        config = load_config(recipe)
+        found = findings(recipe, tokenizer, rows, held_out, config)
         for warning in found.warnings:
             self.say(f"WARNING: {warning}")
         found.raise_stops()
-        environment = environment_of(recipe, rows, held_out, processes=self.processes, sharded=self.sharded)
+        environment = environment_of(recipe, config, rows, held_out, processes=self.processes, sharded=self.sharded)
         self.check_environment(environment)
         model = load_model(recipe)
         check_layers(recipe, model)
@@ -136,14 +137,15 @@ class _Training:
             if self.fresh:
                 self.run.remove()
             self.record(environment)
-        steps = steps_of(recipe, len(items(recipe, rows)), arguments)
+        parts = items(recipe, rows)
+        steps = steps_of(recipe, len(parts), arguments)
         self.say(effective(recipe, self.processes, steps))
         set_seed(recipe.train.seed)
         model = trained(recipe, model, steps)
         if self.first:
             self.note(model, steps)
         with tracked(self.run, recipe.report.trackers if self.first else (), self.say):
-            trainer = self.trainer(model, arguments, rows, held_out, tokenizer)
+            trainer = self.trainer(model, arguments, parts, rows.report, held_out, tokenizer)
             trainer.args.eval_on_start = held_out is not None and begin is None  # the base's loss, to compare with
             try:
                 self.finish(trainer, tokenizer, begin, rows.report.format)
@@ -215,7 +217,7 @@ class _Training:
         with nullcontext() if self.recipe.adapter.method == FULL else model.disable_adapter():
             self.watch(model, tokenizer, "before", 0, format)
 
-    def trainer(self, model: Any, arguments: Any, rows: Any, held_out: Any, tokenizer: Any) -> Any:
+    def trainer(self, model: Any, arguments: Any, parts: Any, report: Any, held_out: Any, tokenizer: Any) -> Any:
         """Trainer, with all that watches it."""
         from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -228,8 +230,8 @@ class _Training:
         collate: Any = FlatCollator() if self.recipe.data.packing else Collator.of(tokenizer)
         journal = Journal(self.run)
         self.interrupt, self.progress = Interrupt(self.say), Progress(self.say, journal)
-        finite = Finite(self.run, rows.report.source)
-        before = AtFirst(lambda model: self.before(model, tokenizer, rows.report.format))
+        finite = Finite(self.run, report.source)
+        before = AtFirst(lambda model: self.before(model, tokenizer, report.format))
         callbacks: list[Any] = [before, finite, self.interrupt, journal, self.progress]
         if self.recipe.adapter.method != FULL:
             callbacks.append(AdapterSchedule())
@@ -239,7 +241,7 @@ class _Training:
             model=model,
             args=arguments,
             data_collator=WithRows(collate),
-            train_dataset=Numbered(items(self.recipe, rows)),
+            train_dataset=Numbered(parts),
             eval_dataset=None if held_out is None else items(self.recipe, held_out),
             callbacks=callbacks,
         )
